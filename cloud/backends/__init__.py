@@ -1,0 +1,29 @@
+"""Where jobs are kept and run, behind one contract: in this process, on a virtual clock, or around the job we are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloud.backends.base import Backend
+
+
+def open_backend(name: str, settings: Any, **options: Any) -> Backend:
+    """Make a backend: 'mp' (worker processes), 'simulator', or 'worker' (the engine that runs this job).
+
+    Raises:
+        ValueError: No backend has this name.
+    """
+    # Each is loaded when used: none should cost those who use another.
+    if name == "mp":
+        from cloud.backends.local import open_local
+
+        return open_local(settings, **options)
+    if name == "simulator":
+        from cloud.backends.simulator import open_simulator
+
+        return open_simulator(settings, **options)
+    if name == "worker":
+        from cloud.backends.worker import WorkerBackend
+
+        return WorkerBackend(**options)
+    raise ValueError(f"no backend is called {name!r}; there are 'mp', 'simulator' and 'worker'")

@@ -1,0 +1,117 @@
+"""The contract of a backend: where jobs are kept and run. The client is written over it once.
+
+Payloads, outcomes and surroundings are opaque bytes here. An unknown jid raises JobNotFound from every verb and has no
+effect. Only ``wait`` and ``close`` block for jobs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cloud.jobs import JobOptions, Jids
+from cloud.serialization.functions import Function
+from cloud.serialization.pickling import Namespace
+
+Segment = tuple[int, int, int, bytes]
+"""(first index in the outcome, number wanted, number it holds, packed outcome); an outcome may hold a run of items."""
+
+
+class MapWriter(ABC):
+    """A map being submitted piece by piece."""
+
+    @abstractmethod
+    def extend(self, kind: int, n: int, payload: bytes) -> None:
+        """Add ``n`` items; they may start at once."""
+
+    @abstractmethod
+    def seal(self) -> range:
+        """End the map; its jids."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Give the map up: its jobs are killed and forgotten."""
+
+
+class Finals(ABC):
+    """Jobs as they become final."""
+
+    @abstractmethod
+    def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
+        """(first jid, n, status) of the next run of jobs that is final; None if there is none in time. Blocks."""
+
+
+class Backend(ABC):
+    """A place for jobs.
+
+    Attributes:
+        name: 'mp', 'simulator', 'worker', ….
+        simulated: What ``cloud.is_simulated`` says.
+        namespace: The program's ``__main__`` if it is not this process's own module.
+    """
+
+    name: str
+    simulated: bool = False
+    namespace: Namespace | None = None
+
+    @abstractmethod
+    def submit(self, function: Function, arguments: bytes, options: JobOptions) -> int:
+        """Take one call; its jid."""
+
+    @abstractmethod
+    def open_map(self, function: Function, options: JobOptions) -> MapWriter:
+        """Begin a map."""
+
+    @abstractmethod
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
+        """Block until all are final, one has failed (``stop_on_error``) or the time is up; jids not final then."""
+
+    @abstractmethod
+    def when_final(self, jids: Jids, action: Callable[[], None]) -> Callable[[], None]:
+        """Call ``action()`` from any thread, once, when all are final. Returns a function that calls it off."""
+
+    @abstractmethod
+    def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
+        """Call ``notify(first jid, n, status)`` from any thread for each run of jobs that becomes final, or is."""
+
+    @abstractmethod
+    def finals(self, jids: Jids) -> Finals:
+        """The same to be waited for: those final now come first."""
+
+    @abstractmethod
+    def outcomes(self, jids: Jids) -> list[Segment]:
+        """Outcomes of final jobs, in order."""
+
+    @abstractmethod
+    def statuses(self, jids: Jids) -> bytes | bytearray:
+        """One status code a jid."""
+
+    @abstractmethod
+    def describe(self, jid: int) -> dict[str, Any]:
+        """Facts about a job; see ``Engine.describe``."""
+
+    @abstractmethod
+    def select(
+        self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
+    ) -> list[int]:
+        """Jids of the jobs that match."""
+
+    @abstractmethod
+    def cancel(self, jids: Jids | None) -> list[int]:
+        """Kill jobs (None: all unfinished); jids of those whose end is still to come."""
+
+    @abstractmethod
+    def delete(self, jids: Jids) -> None:
+        """Forget final jobs."""
+
+    @abstractmethod
+    def connection_info(self) -> dict[str, Any]:
+        """What ``cloud.connection_info`` tells of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all jobs and workers. Idempotent; bounded."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's."""

@@ -1,0 +1,179 @@
+"""Jobs kept and run by an engine in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cloud.backends.base import Backend, Finals, MapWriter, Segment
+from cloud.configuration import Settings, usable_cores
+from cloud.engine.clock import RealClock
+from cloud.engine.engine import Engine
+from cloud.engine.store.base import Batch
+from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.engine.worker.surroundings import snapshot
+from cloud.jobs import JobOptions, Jids
+from cloud.serialization import pickling
+from cloud.serialization.functions import Function
+
+
+class Contexts:
+    """Surroundings of submissions, pickled once for as long as they stay the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, ...] | None = None
+        self._context = (0, b"")
+        self._ids: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def current(self) -> tuple[int, bytes]:
+        """(id, pickled) of this process's surroundings as they are now."""
+        now = snapshot()
+        if now != self._last:
+            self._context = self.intern(pickling.dumps_plain(now))
+            self._last = now
+        return self._context
+
+    def intern(self, payload: bytes) -> tuple[int, bytes]:
+        """(id, pickled) of surroundings already pickled."""
+        with self._lock:
+            if len(self._ids) > 256 and payload not in self._ids:
+                self._ids = {content: number for content, number in self._ids.items() if number > self._newest - 64}
+            number = self._ids.setdefault(payload, self._newest + 1)
+            self._newest = max(self._newest, number)
+        return number, payload
+
+    _newest = 0
+
+
+class _EngineMap(MapWriter):
+    def __init__(self, engine: Engine, batch: Batch) -> None:
+        self._engine = engine
+        self._batch = batch
+
+    def extend(self, kind: int, n: int, payload: bytes) -> None:
+        self._engine.extend(self._batch, kind, n, payload)
+
+    def seal(self) -> range:
+        return self._engine.seal(self._batch)
+
+    def abandon(self) -> None:
+        self._engine.abandon(self._batch)
+
+
+class _EngineFinals(Finals):
+    def __init__(self, engine: Engine, jids: Jids) -> None:
+        self._engine = engine
+        self._seen: deque[tuple[int, int, int]] = deque()
+        engine.on_each_final(jids, lambda first, n, status: self._seen.append((first, n, status)))
+
+    def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
+        if not self._seen:
+            self._engine.wait_until(lambda: bool(self._seen), timeout_s)
+        return self._seen.popleft() if self._seen else None
+
+
+class LocalBackend(Backend):
+    """An engine in this process behind the contract.
+
+    Args:
+        name: Of the backend.
+        engine: Already over its executor.
+        connection_type: What ``connection_info`` calls it.
+    """
+
+    def __init__(self, name: str, engine: Engine, connection_type: str) -> None:
+        self.name = name
+        self.simulated = True
+        self.engine = engine
+        self._connection_type = connection_type
+        self._contexts = Contexts()
+
+    def submit(self, function: Function, arguments: bytes, options: JobOptions) -> int:
+        return self.engine.submit(function, self._contexts.current(), arguments, options)
+
+    def submit_as(
+        self, function: Function, context: bytes, arguments: bytes, options: JobOptions, depth: int = 0
+    ) -> int:
+        """Take a call with the surroundings of another process: of a job, or of a cron's registration."""
+        return self.engine.submit(function, self._contexts.intern(context), arguments, options, depth)
+
+    def open_map(self, function: Function, options: JobOptions) -> MapWriter:
+        return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.current(), options))
+
+    def open_map_as(self, function: Function, context: bytes, options: JobOptions, depth: int) -> MapWriter:
+        """As ``submit_as``, for a map."""
+        return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.intern(context), options, depth))
+
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
+        return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
+
+    def when_final(
+        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
+    ) -> Callable[[], None]:
+        return self.engine.when_final(jids, action, stop_on_error=stop_on_error)
+
+    def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
+        self.engine.on_each_final(jids, notify)
+
+    def finals(self, jids: Jids) -> Finals:
+        return _EngineFinals(self.engine, jids)
+
+    def outcomes(self, jids: Jids) -> list[Segment]:
+        return self.engine.outcomes(jids)
+
+    def statuses(self, jids: Jids) -> bytearray:
+        return self.engine.statuses(jids)
+
+    def describe(self, jid: int) -> dict[str, Any]:
+        return self.engine.describe(jid)
+
+    def select(
+        self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
+    ) -> list[int]:
+        return self.engine.select(label=label, status=status, function=function)
+
+    def cancel(self, jids: Jids | None) -> list[int]:
+        return self.engine.cancel(jids)
+
+    def delete(self, jids: Jids) -> None:
+        self.engine.delete(jids)
+
+    def connection_info(self) -> dict[str, Any]:
+        return {
+            "opened": not self.engine.closed,
+            "connection_type": self._connection_type,
+            "num_procs": self.engine.executor.n_slots,
+        }
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def abandon(self) -> None:
+        self.engine.abandon_all()
+
+
+def open_local(settings: Settings, *, jids: JidSource) -> LocalBackend:
+    """Worker processes of this machine, as the settings say."""
+    from cloud.backends.nested import NestedRequests
+    from cloud.engine.executor.processes import ProcessExecutor
+
+    executor = ProcessExecutor(
+        settings.num_procs or usable_cores(),
+        capture=settings.redirect_job_output,
+        output_limit_bytes=settings.output_limit_bytes,
+        grace_s=settings.kill_grace_s,
+        max_transmit_bytes=settings.max_transmit_data,
+    )
+    engine = Engine(
+        MemoryStore(jids),
+        executor,
+        RealClock(),
+        max_nesting=settings.max_nesting,
+        max_kept=settings.mp_cache_size_limit,
+    )
+    backend = LocalBackend("mp", engine, "multiprocessing")
+    engine.serve_requests(NestedRequests(backend))
+    return backend

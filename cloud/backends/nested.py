@@ -1,0 +1,220 @@
+"""Answers the verbs that jobs use: the engine's end of ``backends.worker``, over the worker's channel.
+
+Nothing here is unpickled. Waits are answered when the jobs are final; the waiting job's slot is free meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from cloud.backends.base import MapWriter
+from cloud.backends.local import LocalBackend
+from cloud.engine.store.base import Batch
+from cloud.errors import CloudException
+from cloud.jobs import DONE, JobOptions, Jids
+from cloud.serialization.functions import Function
+
+Reply = Callable[..., None]
+
+
+def pack_jids(jids: Jids) -> list[list[int]]:
+    """Jids as [start, stop] pairs."""
+    if type(jids) is range and jids.step == 1:
+        return [[jids.start, jids.stop]]
+    pairs: list[list[int]] = []
+    for jid in jids:
+        if pairs and pairs[-1][1] == jid:
+            pairs[-1][1] = jid + 1
+        else:
+            pairs.append([jid, jid + 1])
+    return pairs
+
+
+def unpack_jids(pairs: list[list[int]]) -> Jids:
+    """The jids of ``pack_jids``."""
+    if len(pairs) == 1:
+        return range(*pairs[0])
+    return [jid for start, stop in pairs for jid in range(start, stop)]
+
+
+class _Stream:
+    """Jobs that became final and were not asked for, or the request that waits for the next."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[int, int, int]] = deque()
+        self.waiter: Callable[[tuple[int, int, int] | None], None] | None = None
+
+    def add(self, first: int, n: int, status: int) -> None:
+        if self.waiter is not None:
+            self.waiter((first, n, status))
+        else:
+            self.seen.append((first, n, status))
+
+
+class NestedRequests:
+    """Serves requests of jobs over a local backend; called under the engine's lock."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self._backend = backend
+        self._maps: dict[int, MapWriter] = {}
+        self._n_maps = 0
+        self._functions: dict[bytes, Function] = {}
+        self._streams: dict[int, _Stream] = {}
+
+    def __call__(
+        self, caller: Any, batch: Batch | None, content: dict[str, Any], blobs: list[bytes], reply: Reply
+    ) -> None:
+        """Answer one request; errors travel back as class name and arguments."""
+        try:
+            handler = getattr(self, f"_on_{content['op']}")
+            depth = 1 if batch is None else batch.depth + 1
+            handler(caller, depth, content, blobs, reply)
+        except CloudException as exc:
+            reply({"error": type(exc).__name__, "text": str(exc.parameter), "jid": exc.jid})
+
+    def _function(self, content: dict[str, Any], payload: bytes) -> Function:
+        # The same function again, perhaps from another worker, is one function: its runtimes tell how to send it.
+        function = self._functions.get(payload)
+        if function is None:
+            if len(self._functions) > 256:
+                self._functions.clear()
+            function = Function(payload, content["function"], reusable=content["reusable"])
+            if function.reusable:
+                self._functions[payload] = function
+        return function
+
+    def _on_submit(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        payload, context, arguments = blobs
+        options = JobOptions.from_dict(content["options"])
+        function = self._function(content, payload)
+        reply({"jid": self._backend.submit_as(function, context, arguments, options, depth)})
+
+    def _on_open_map(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        payload, context = blobs
+        options = JobOptions.from_dict(content["options"])
+        self._n_maps += 1
+        self._maps[self._n_maps] = self._backend.open_map_as(self._function(content, payload), context, options, depth)
+        reply({"map": self._n_maps})
+
+    def _on_extend(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        self._maps[content["map"]].extend(content["kind"], content["n"], blobs[0])
+        reply({})
+
+    def _on_seal(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        jids = self._maps.pop(content["map"]).seal()
+        reply({"start": jids.start, "stop": jids.stop})
+
+    def _on_abandon(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        self._maps.pop(content["map"]).abandon()
+        reply({})
+
+    def _on_wait(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        engine = self._backend.engine
+        jids = unpack_jids(content["jids"])
+        if content["background"]:
+            caller = None
+        over: list[bool] = []
+        timer: list[Any] = []
+
+        def answer() -> None:
+            if over:
+                return
+            over.append(True)
+            for each in timer:
+                each.cancel()
+            self._resume(caller)
+            codes = engine.statuses(jids)
+            unfinished = [] if content["stop_on_error"] and max(codes, default=0) > DONE else [
+                jid for jid, code in zip(jids, codes, strict=True) if code < DONE
+            ]
+            reply({"unfinished": unfinished})
+
+        codes = engine.statuses(jids)
+        self._suspend(caller)
+        if content["timeout_s"] == 0 or all(code >= DONE for code in codes):
+            answer()
+            return
+        if content["timeout_s"] is not None:
+            timer.append(engine.call_later(content["timeout_s"], answer))
+        engine.when_final(jids, answer, stop_on_error=content["stop_on_error"])
+
+    def _suspend(self, caller: Any) -> None:
+        if caller is not None:
+            self._backend.engine.executor.suspend(caller)
+
+    def _resume(self, caller: Any) -> None:
+        if caller is not None:
+            self._backend.engine.executor.resume(caller)
+
+    def _on_finals(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        stream = _Stream()
+        self._n_maps += 1
+        self._streams[self._n_maps] = stream
+        self._backend.on_each_final(unpack_jids(content["jids"]), stream.add)
+        reply({"stream": self._n_maps})
+
+    def _on_next_final(
+        self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply
+    ) -> None:
+        if content["background"]:
+            caller = None
+        stream = self._streams[content["stream"]]
+        self._suspend(caller)
+        timer: list[Any] = []
+
+        def answer(found: tuple[int, int, int] | None) -> None:
+            stream.waiter = None
+            for each in timer:
+                each.cancel()
+            self._resume(caller)
+            reply({"found": found})
+
+        if stream.seen:
+            answer(stream.seen.popleft())
+            return
+        stream.waiter = answer
+        if content["timeout_s"] is not None:
+            timer.append(
+                self._backend.engine.call_later(
+                    content["timeout_s"], lambda: answer(None) if stream.waiter is answer else None
+                )
+            )
+
+    def _on_outcomes(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        segments = self._backend.outcomes(unpack_jids(content["jids"]))
+        reply({"segments": [segment[:3] for segment in segments]}, tuple(segment[3] for segment in segments))
+
+    def _on_statuses(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        reply({}, (bytes(self._backend.statuses(unpack_jids(content["jids"]))),))
+
+    def _on_describe(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        facts = self._backend.describe(content["jid"])
+        outcome = facts.pop("outcome", None)
+        live = facts.pop("live", None)
+        if live:
+            facts["live"] = {
+                name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                for name, value in live.items()
+            }
+        reply({"facts": facts}, () if outcome is None else (outcome.raw,))
+
+    def _on_select(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        found = self._backend.select(
+            label=content["label"], status=content["status"], function=content["function"]
+        )
+        reply({"jids": pack_jids(found)})
+
+    def _on_cancel(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        jids = None if content["jids"] is None else unpack_jids(content["jids"])
+        reply({"pending": self._backend.cancel(jids)})
+
+    def _on_delete(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        self._backend.delete(unpack_jids(content["jids"]))
+        reply({})
+
+    def _on_connection_info(
+        self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply
+    ) -> None:
+        reply({"info": self._backend.connection_info()})

@@ -1,0 +1,171 @@
+"""Arguments of calls and maps: checked against the function, pickled, and cut into chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, zip_longest
+from types import FunctionType
+from typing import Any, Final
+
+from cloud.engine import channel as ch
+from cloud.errors import PayloadTooLarge
+from cloud.serialization import pickling
+from cloud.serialization.explain import cannot_pickle
+
+_MAX_ITEMS: Final = 4096
+_MAX_SEPARATE: Final = 256
+_SEPARATE_BYTES: Final = 1 << 16
+_QUICK_S: Final = 0.002
+_VARARGS: Final = 4
+_VARKEYWORDS: Final = 8
+
+
+def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """See that a Python function takes these arguments, as calling it would.
+
+    Raises:
+        TypeError: It does not.
+    """
+    if type(function) is not FunctionType:
+        return
+    code = function.__code__
+    flags, n_positional = code.co_flags, code.co_argcount
+    defaults = function.__defaults__
+    required = n_positional - (len(defaults) if defaults else 0)
+    if (
+        not kwargs
+        and len(args) >= required
+        and (len(args) <= n_positional or flags & _VARARGS)
+        and not (code.co_kwonlyargcount and len(function.__kwdefaults__ or ()) < code.co_kwonlyargcount)
+    ):
+        return
+    import inspect
+
+    try:
+        inspect.Signature.from_callable(function, follow_wrapped=False).bind(*args, **kwargs)
+    except TypeError as exc:
+        raise TypeError(f"{function.__name__}() {exc}") from None
+
+
+def pickle_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], namespace: pickling.Namespace | None, *, plain: bool, limit: int
+) -> bytes:
+    """The arguments of one call as bytes.
+
+    Raises:
+        SerializationError: One cannot be pickled; the message names it.
+        PayloadTooLarge: One is larger than ``limit`` bytes (0: no limit).
+    """
+    try:
+        if not kwargs and pickling.ATOMS.issuperset(map(type, args)):
+            content = pickling.dumps_plain((args, kwargs))
+        elif plain:
+            content = pickling.dumps_without_functions((args, kwargs), namespace)
+        else:
+            content = pickling.dumps((args, kwargs), namespace)
+    except Exception as exc:
+        raise _refusal(args, kwargs, exc) from exc
+    if limit and len(content) > limit:
+        raise too_large(len(content), limit, args, kwargs)
+    return content
+
+
+def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception) -> Exception:
+    for name, value in _named(args, kwargs):
+        try:
+            pickling.dumps(value)
+        except Exception as exc:
+            return cannot_pickle(name, value, exc)
+    return cannot_pickle("the arguments", (args, kwargs), cause)
+
+
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for index, value in enumerate(args):
+        yield f"argument {index + 1}", value
+    for key, value in kwargs.items():
+        yield f"argument {key!r}", value
+
+
+def too_large(size: int, limit: int, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Exception:
+    """The error for a function or argument over ``max_transmit_data``, with the largest parts named."""
+    parts = sorted(
+        ((len(pickling.dumps(value)), name) for name, value in _named(args, kwargs or {})), reverse=True
+    )
+    largest = "; ".join(f"{name}: {n} bytes" for n, name in parts[:3])
+    error = PayloadTooLarge(
+        f"Excessive data ({size} bytes) transmitted; max_transmit_data allows {limit} bytes."
+        + (f" Largest: {largest}." if largest else ""),
+        hint="Put large data into cloud.files, or raise cloud.config.max_transmit_data and commit().",
+    )
+    error.size_bytes, error.limit_bytes = size, limit
+    return error
+
+
+def iterators_of(verb: str, iterables: tuple[Any, ...]) -> Iterator[Any]:
+    """Items of a map: of one iterable as they are, of several as tuples, shorter ones padded with None.
+
+    Raises:
+        TypeError: One is not iterable; nothing was consumed.
+    """
+    iterators = []
+    for index, iterable in enumerate(iterables):
+        try:
+            iterators.append(iter(iterable))
+        except TypeError:
+            raise TypeError(f"{verb} argument {index + 1} ({iterable!r}) is not an iterable") from None
+    return iterators[0] if len(iterators) == 1 else zip_longest(*iterators)
+
+
+def chunks_of(
+    items: Iterator[Any],
+    namespace: pickling.Namespace | None,
+    *,
+    tuples: bool,
+    plain: bool = False,
+    limit: int = 0,
+    max_items: int = _MAX_ITEMS,
+) -> Iterator[tuple[int, int, bytes]]:
+    """(kind, n, payload) of consecutive items, as they become available.
+
+    Items that are immutable are pickled together; others one by one, so that jobs share nothing that they could change.
+    A slow iterable gives small chunks, so that its first items need not wait for its last.
+    """
+    n = 1
+    while True:
+        began = time.perf_counter()
+        block = list(islice(items, n))
+        took_s = time.perf_counter() - began
+        if not block:
+            return
+        flat: Iterable[Any] = chain.from_iterable(block) if tuples else block
+        if not limit and pickling.ATOMS.issuperset(map(type, flat)):
+            yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(block)
+        else:
+            yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
+        if took_s < _QUICK_S:
+            n = min(4 * n, max_items)
+        elif took_s > 5 * _QUICK_S:
+            n = max(1, n // 4)
+
+
+def _separate(
+    block: list[Any], namespace: pickling.Namespace | None, *, tuples: bool, plain: bool, limit: int
+) -> Iterator[tuple[int, int, bytes]]:
+    pickles: list[bytes] = []
+    size = 0
+    for item in block:
+        args = item if tuples else (item,)
+        content = pickle_call(args, {}, namespace, plain=plain, limit=limit)
+        if pickles and (size + len(content) > _SEPARATE_BYTES or len(pickles) == _MAX_SEPARATE):
+            yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
+            pickles, size = [], 0
+        pickles.append(content)
+        size += len(content)
+    if pickles:
+        yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
+
+
+def _join(pickles: list[bytes]) -> bytes:
+    lengths = b"".join(len(each).to_bytes(4, "little") for each in pickles)
+    return b"".join((lengths, *pickles))

@@ -1,0 +1,89 @@
+"""Outcomes into values, and into the exceptions that failed jobs raise in the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cloud.backends.base import Segment
+from cloud.errors import CloudException, JobFailed, JobKilled, JobStalled, SerializationError, WorkerLost
+from cloud.jobs import (
+    DONE,
+    ERROR_CHAIN,
+    ERROR_TEXT,
+    EXITCODE,
+    KILLED,
+    PACKED,
+    STALLED,
+    STATUS_LABELS,
+    VALUE,
+    Jids,
+    Outcome,
+    unpack_value,
+)
+from cloud.serialization import pickling
+from cloud.serialization.exceptions import loads_exception
+
+
+def decode(jids: Jids, segments: list[Segment], namespace: pickling.Namespace | None) -> Iterator[Any]:
+    """The value of each job in order; a failed job's CloudException takes its place (it is not raised)."""
+    at = 0
+    for skip, n, length, raw in segments:
+        if raw[0] == DONE:
+            tag, content = unpack_value(raw) or _find_value(raw)
+            if tag == VALUE:
+                try:
+                    yield pickling.loads(content, namespace)
+                except Exception as exc:
+                    yield _unreadable(jids[at], exc)
+            else:
+                values = pickling.loads_list(content)
+                yield from values if n == length else values[skip : skip + n]
+        else:
+            for index in range(n):
+                yield failure(jids[at + index], Outcome(raw))
+        at += n
+
+
+def _find_value(raw: bytes) -> tuple[int, bytes]:
+    outcome = Outcome(raw)
+    content = outcome.section(VALUE)
+    if content is not None:
+        return VALUE, content
+    content = outcome.section(PACKED)
+    assert content is not None
+    return PACKED, content
+
+
+def _unreadable(jid: int, cause: Exception) -> SerializationError:
+    error = SerializationError(
+        f"the job's result cannot be rebuilt here ({type(cause).__name__}: {cause})",
+        jid=jid,
+        status="done",
+        hint="Is every module it needs importable in this process?",
+    )
+    error.__cause__ = cause
+    return error
+
+
+def failure(jid: int, outcome: Outcome) -> CloudException:
+    """The exception for a job that ended badly, its own exception as ``__cause__`` where it can be rebuilt."""
+    status = outcome.status
+    label = STATUS_LABELS[status]
+    text = outcome.text(ERROR_TEXT) or label
+    error: CloudException
+    if status == KILLED:
+        error = JobKilled(text, jid=jid, status=label)
+    elif status == STALLED:
+        error = JobStalled(text, jid=jid, status=label)
+    elif outcome.section(ERROR_CHAIN) is None and text.startswith(("The job's worker", "Worker processes")):
+        error = WorkerLost(text, jid=jid, status=label)
+        exitcode = outcome.text(EXITCODE)
+        if exitcode is not None:
+            error.exitcode = int(exitcode)
+    else:
+        error = JobFailed(text, jid=jid, status=label)
+    chain = outcome.section(ERROR_CHAIN)
+    if chain is not None:
+        error.__cause__ = loads_exception(chain)
+    return error

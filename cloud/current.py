@@ -1,0 +1,182 @@
+"""The one place with process-wide state: which Cloud is current, its settings and the resources beside it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from cloud.client.cloud import Cloud
+from cloud.configuration import CloudConfig, Settings, home_folder
+
+if TYPE_CHECKING:
+    from cloud.backends.base import Backend
+    from cloud.engine.store.memory import JidSource
+    from cloud.resources.embedded import Resources
+
+
+class _Process:
+    """What this process has: two Clouds (``cloud`` and ``cloud.mp``), settings, keys, resources."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.config = CloudConfig(self._committed)
+        self.simulating: bool | None = None
+        self.simulator_options: dict[str, Any] = {}
+        self.immutable = False
+        self.key: tuple[Any, Any, Any] | None = None
+        self._jids: JidSource | None = None
+        self._resources: Resources | None = None
+        self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes)
+        self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes)
+        atexit.register(self.close)
+        os.register_at_fork(after_in_child=self._forked)
+
+    @property
+    def settings(self) -> Settings:
+        return self.config.settings
+
+    def _max_transmit_bytes(self) -> int:
+        return self.settings.max_transmit_data
+
+    # --- backends -----------------------------------------------------------------------------------------------------
+
+    def jids(self) -> JidSource:
+        """Numbers jobs of ``cloud.mp`` and the simulator alike."""
+        if self._jids is None:
+            from cloud.engine.store.memory import JidSource
+
+            self._jids = JidSource()
+        return self._jids
+
+    def uses_simulator(self) -> bool:
+        return self.settings.use_simulator if self.simulating is None else self.simulating
+
+    def credentials(self) -> tuple[Any, Any, Any] | None:
+        """(api_key, api_secretkey, server_url) if work is to go to a server."""
+        if self.key is not None:
+            return self.key
+        settings = self.settings
+        if settings.api_key or settings.server_url:
+            return settings.api_key, settings.api_secretkey, settings.server_url
+        return None
+
+    def _open_current(self) -> Backend:
+        from cloud.backends import open_backend
+
+        worker = _worker()
+        if worker is not None:
+            return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
+        if self.uses_simulator():
+            return open_backend(
+                "simulator", self.settings, jids=self.jids(), crons=self.resources, **self.simulator_options
+            )
+        if self.credentials() is not None:
+            from cloud.errors import UnsupportedOperation
+
+            raise UnsupportedOperation(
+                "a key or a server_url is configured, but this version cannot talk to a server yet",
+                hint="Remove api_key and server_url from the settings, call cloud.start_simulator(), or use cloud.mp.",
+            )
+        # Jobs of cloud and of cloud.mp run on the same workers: together they must not take more than num_procs.
+        return self.mp.backend
+
+    def _open_mp(self) -> Backend:
+        from cloud.backends import open_backend
+
+        worker = _worker()
+        if worker is not None:
+            return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
+        return open_backend("mp", self.settings, jids=self.jids())
+
+    def _closed(self, backend: Backend) -> None:
+        for each in (self.cloud, self.mp):
+            each.drop(backend)
+
+    def is_simulated(self) -> bool:
+        return self.uses_simulator() or self.credentials() is None or _worker() is not None
+
+    # --- switching ----------------------------------------------------------------------------------------------------
+
+    def setkey(self, api_key: Any, api_secretkey: Any, server_url: Any, *, restart: bool, immutable: bool) -> None:
+        with self.lock:
+            if self.immutable:
+                return
+            key = (api_key, api_secretkey, server_url)
+            if self.key != key or self.uses_simulator() or restart:
+                self.cloud.close()
+            self.key, self.simulating, self.immutable = key, False, immutable
+
+    def start_simulator(self, *, force_restart: bool, options: dict[str, Any]) -> None:
+        with self.lock:
+            if self.immutable or (self.uses_simulator() and not force_restart and not options):
+                return
+            self.cloud.close()
+            self.simulating, self.simulator_options = True, options
+
+    def _committed(self, settings: Settings) -> None:
+        with self.lock:
+            self.close()
+            self.key, self.simulating, self.immutable = None, None, False
+            self.simulator_options = {}
+            self._jids = None
+
+    # --- resources ----------------------------------------------------------------------------------------------------
+
+    def resources(self) -> Resources:
+        from cloud.resources.embedded import Resources
+
+        home = home_folder()
+        with self.lock:
+            if self._resources is None or self._resources.home != home:
+                if self._resources is not None:
+                    self._resources.close()
+                self._resources = Resources(home)
+            return self._resources
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End everything this process started."""
+        self.cloud.close()
+        self.mp.close()
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.close()
+
+    def _forked(self) -> None:
+        # The parent's jobs, workers and threads are not the child's. Its locks may be held by threads that are gone.
+        self.lock = threading.RLock()
+        self._jids = None
+        self._resources = None
+        self.cloud.abandon()
+        self.mp.abandon()
+        waiting = sys.modules.get("cloud.engine.waiting")
+        if waiting is not None:
+            waiting.forget_main_thread()
+
+
+def _worker() -> Any:
+    # Looked up, not imported: only a process that is a worker has this module.
+    main = sys.modules.get("cloud.engine.worker.main")
+    return None if main is None else main.current_worker()
+
+
+process = _Process()
+
+
+def cloud() -> Cloud:
+    """What ``cloud.call`` and friends use."""
+    return process.cloud
+
+
+def mp() -> Cloud:
+    """What ``cloud.mp`` uses."""
+    return process.mp
+
+
+def resources() -> Resources:
+    """Files, crons and accounts beside the current backend."""
+    return process.resources()

@@ -1,0 +1,161 @@
+"""What travels between the engine's process and a worker: frames over a socket, and one shared page.
+
+The socket carries frames (length, kind, body), many to a message, both ways, in order.
+The page carries what cannot wait for the other side to read its socket:
+
+::
+
+    CURRENT  worker → engine   position of the item that runs, or ran last
+    LIMIT    engine → worker   begin no item at this position or a later one (work taken back)
+    KILL     engine → worker   the item at this position is to raise KilledException
+    OUT, ERR worker → engine   where the running job's output begins in the capture files
+
+Each item a worker is given has a *position*: it counts the items given to that worker, and never repeats.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from mmap import mmap
+from typing import Any, Final
+
+from cloud.jobs import JobOptions
+
+FRAME: Final = struct.Struct("<QB")
+
+# engine → worker
+CONTEXT: Final = 1  #: id, pickled surroundings of a submission
+FUNCTION: Final = 2  #: token, pickled function
+CHUNK: Final = 3  #: token, arguments of a run of map items
+RUN: Final = 4  #: one call
+RANGE: Final = 5  #: some items of a chunk
+FORGET: Final = 6  #: a function's token
+RESUME: Final = 7  #: the limit is lifted: what was taken back lay before this frame
+REPLY: Final = 8  #: to a REQUEST
+SETTINGS: Final = 9  #: pickled dict, opens the connection
+
+# worker → engine
+OUTCOME: Final = 16  #: position, number of items, packed outcome
+STOPPED: Final = 17  #: position at which LIMIT was met
+REQUEST: Final = 18  #: a verb used inside a job
+
+ID: Final = struct.Struct("<Q")
+RUN_HEAD: Final = struct.Struct("<QQQIHHB")
+"""position, jid, function token, context id, attempt, depth, flags; the pickled arguments follow."""
+RANGE_HEAD: Final = struct.Struct("<QQQIHHBQII")
+"""As RUN_HEAD, then chunk token, index of the first item in the chunk, number of items."""
+CHUNK_HEAD: Final = struct.Struct("<QBI")
+"""Chunk token, kind, number of items; for SEPARATE the n lengths as u32 and the n pickles follow."""
+OUTCOME_HEAD: Final = struct.Struct("<QBQI")
+"""A whole OUTCOME frame's fixed part: length, kind, position, number of items."""
+MESSAGE_HEAD: Final = struct.Struct("<II")
+"""Of REQUEST and REPLY: request id, length of the JSON; blobs of the lengths it names follow."""
+
+# Flags of RUN and RANGE.
+PROFILE_FLAG: Final = 1
+KEEP_FUNCTION: Final = 2  #: load the function once and keep it
+DELIVER: Final = 4  #: send each outcome before beginning the next item
+EXTRAS: Final = 8  #: a u32 length and a pickled dict (environment variables) precede the arguments
+FAST_PICKLE: Final = 16  #: results by plain pickle only
+
+# Kinds of chunks.
+ATOMS_CHUNK: Final = 1  #: one pickle of a list of single arguments
+SEPARATE_CHUNK: Final = 2  #: one pickle an item: its tuple of arguments
+TUPLES_CHUNK: Final = 3  #: one pickle of a list of tuples of atoms
+
+MAX_CHUNKS: Final = 4
+"""Chunks a worker keeps; both sides drop the oldest at the same frame."""
+
+# Slots of the page.
+CURRENT: Final = 0
+LIMIT: Final = 1
+KILL: Final = 2
+OUT: Final = 3
+ERR: Final = 4
+PAGE_BYTES: Final = 4096
+NO_LIMIT: Final = (1 << 62) - 1
+
+
+def run_flags(options: JobOptions, *, reusable: bool) -> int:
+    """Flags of a RUN or RANGE frame."""
+    flags = KEEP_FUNCTION if reusable else 0
+    if options.profile:
+        flags |= PROFILE_FLAG
+    if not options.restartable:
+        flags |= DELIVER
+    if options.env_vars:
+        flags |= EXTRAS
+    if options.fast_serialization == 2:
+        flags |= FAST_PICKLE
+    return flags
+
+
+def frame(kind: int, *parts: bytes) -> bytes:
+    """One frame."""
+    return b"".join((FRAME.pack(sum(map(len, parts)), kind), *parts))
+
+
+def split_frames(buffer: bytearray) -> list[tuple[int, bytes]]:
+    """Take all whole frames off the front of ``buffer``; the rest stays."""
+    frames: list[tuple[int, bytes]] = []
+    offset, end = 0, len(buffer)
+    while end - offset >= FRAME.size:
+        length, kind = FRAME.unpack_from(buffer, offset)
+        stop = offset + FRAME.size + length
+        if stop > end:
+            break
+        frames.append((kind, bytes(memoryview(buffer)[offset + FRAME.size : stop])))
+        offset = stop
+    if offset:
+        del buffer[:offset]
+    return frames
+
+
+def pack_message(kind: int, number: int, content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:
+    """A REQUEST or REPLY frame: JSON, and raw bytes beside it."""
+    import json
+
+    text = json.dumps({**content, "blobs": [len(blob) for blob in blobs]}).encode()
+    return frame(kind, MESSAGE_HEAD.pack(number, len(text)), text, *blobs)
+
+
+def unpack_message(body: bytes) -> tuple[int, dict[str, Any], list[bytes]]:
+    """(request id, content, blobs) of a REQUEST or REPLY."""
+    import json
+
+    number, length = MESSAGE_HEAD.unpack_from(body)
+    offset = MESSAGE_HEAD.size + length
+    content: dict[str, Any] = json.loads(body[MESSAGE_HEAD.size : offset])
+    blobs = []
+    for size in content.pop("blobs"):
+        blobs.append(body[offset : offset + size])
+        offset += size
+    return number, content, blobs
+
+
+def memory_file() -> int:
+    """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("cloud", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile(prefix="cloud-", buffering=0) as file:
+        return os.dup(file.fileno())
+
+
+class Page:
+    """The shared page, as a view of unsigned 64-bit slots: ``page.slots[CURRENT]``."""
+
+    def __init__(self, fd: int, *, create: bool = False) -> None:
+        if create:
+            os.ftruncate(fd, PAGE_BYTES)
+        self._map = mmap(fd, PAGE_BYTES)
+        self.slots = memoryview(self._map).cast("Q")
+        if create:
+            self.slots[CURRENT] = NO_LIMIT
+            self.slots[LIMIT] = self.slots[KILL] = NO_LIMIT + 1
+
+    def close(self) -> None:
+        """Unmap. Idempotent."""
+        self.slots.release()
+        self._map.close()

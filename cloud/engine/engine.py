@@ -1,0 +1,724 @@
+"""The state machine of jobs: dependencies, priorities, attempts, retries, kill. Over a store and an executor.
+
+::
+
+    submit ─► store.add ─► queue of its priority ◄── give_back, retries
+                               │ claim                        ▲
+                               ▼                              │
+                           executor ──── finish / lose ───────┘
+                                            │
+                      states, outcomes ─► watches: dependants, waits, callbacks
+
+Everything here happens under one lock, except ``wait``, which polls the executor through ``Waiting``.
+A job that runs is QUEUED in its batch's states: which jobs run is what the executor knows, and ``statuses`` adds it.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any, Final
+
+from cloud.engine.clock import Clock
+from cloud.engine.executor.base import Executor, Task
+from cloud.engine.store.base import Batch, Chunk, Store, Watch
+from cloud.engine.waiting import Timer, Waiting
+from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
+from cloud.jobs import (
+    DONE,
+    ERROR,
+    ERROR_TEXT,
+    EXITCODE,
+    KILLED,
+    PROCESSING,
+    QUEUED,
+    STALLED,
+    STDERR,
+    STDOUT,
+    WAITING,
+    DEFAULT_OPTIONS,
+    JobOptions,
+    Jids,
+    Outcome,
+    pack_outcome,
+)
+from cloud.serialization.functions import Function
+
+AHEAD_S: Final = 0.002
+"""A worker is sent at most this much work ahead, and items that take longer are not sent ahead at all."""
+
+_MAX_TASKS: Final = 256
+_MAX_LOSSES: Final = 3
+"""Attempts at a restartable job whose worker was killed from outside; then it is an error."""
+
+_MAX_RETRY_DELAY_S: Final = 60.0
+_RUNTIME: Final = struct.Struct("<d")
+_RUNTIME_AT: Final = 16
+_POLL_EVERY: Final = 64
+
+
+class Engine:
+    """Jobs, from submission to outcome.
+
+    Args:
+        store: Keeps them.
+        executor: Runs them.
+        clock: Real or virtual.
+        max_nesting: How deep jobs may submit jobs.
+        max_kept: Finished batches remembered; 0 means all.
+    """
+
+    def __init__(
+        self, store: Store, executor: Executor, clock: Clock, *, max_nesting: int = 100, max_kept: int = 0
+    ) -> None:
+        self.store = store
+        self.executor = executor
+        self.clock = clock
+        self.lock = threading.RLock()
+        self._max_nesting = max_nesting
+        self._max_kept = max_kept
+        self._kept: deque[Batch] = deque()
+        self._queues: dict[int, deque[Batch]] = {}
+        self._priorities: list[int] = []
+        self._unfinished = 0
+        self._killing: dict[tuple[int, int], bytes] = {}
+        self._failures: list[tuple[Batch, int, int]] = []
+        self._n_watching_failures = 0
+        self._n_submits = 0
+        self._chunk_tokens = count(1)
+        self._on_request: Callable[..., None] | None = None
+        self.closed = False
+        self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
+        executor.bind(self)
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(
+        self, function: Function, context: tuple[int, bytes], arguments: bytes, options: JobOptions, depth: int = 0
+    ) -> int:
+        """Take one call; returns its jid. Does not block.
+
+        Raises:
+            JobNotFound: A dependency is unknown; nothing was submitted.
+            UnsupportedOperation: It needs more slots than there are, or is nested too deep.
+            BackendClosed: The engine is closed.
+        """
+        with self.lock:
+            self._check(options, depth)
+            batch = Batch(0, function, context, options, depth, self.clock.now(), arguments)
+            if options.depends_on:
+                self._attach(batch, self._dependencies(options))
+            batch.jid0 = self.store.new_jids(1)
+            self._unfinished += 1
+            self.store.add(batch)
+            self._settle_new(batch)
+        self._n_submits += 1
+        if self._n_submits % _POLL_EVERY == 0:
+            self.waiting.poll_once()
+        return batch.jid0
+
+    def open_map(
+        self, function: Function, context: tuple[int, bytes], options: JobOptions, depth: int = 0
+    ) -> Batch:
+        """Begin a map; its items follow by ``extend``, and ``seal`` ends it. Errors as ``submit``."""
+        with self.lock:
+            self._check(options, depth)
+            batch = Batch(0, function, context, options, depth, self.clock.now(), None)
+            if options.depends_on:
+                self._attach(batch, self._dependencies(options))
+            return batch
+
+    def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
+        """Add a chunk of ``n`` items to an open map. They may start at once: nobody knows their jids yet."""
+        with self.lock:
+            if self.closed:
+                raise BackendClosed("this cloud was closed")
+            start = batch.n
+            batch.chunks.append(Chunk(next(self._chunk_tokens), start, n, kind, payload))
+            batch.n += n
+            batch.free.append((start, start + n))
+            batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
+            self._unfinished += n
+            self._settle_new(batch)
+
+    def seal(self, batch: Batch) -> range:
+        """End a map, and give its jobs their jids."""
+        with self.lock:
+            batch.sealed = True
+            if batch.n:
+                batch.jid0 = self.store.new_jids(batch.n)
+                self.store.add(batch)
+            return range(batch.jid0, batch.jid0 + batch.n)
+
+    def abandon(self, batch: Batch) -> None:
+        """Give an open map up: kill what runs of it and forget it."""
+        with self.lock:
+            jids = self.seal(batch)
+            if jids:
+                self.cancel(jids)
+                self.store.delete(batch, 0, batch.n)
+
+    def _check(self, options: JobOptions, depth: int) -> None:
+        if self.closed:
+            raise BackendClosed("this cloud was closed")
+        if options.cores > self.executor.n_slots:
+            raise UnsupportedOperation(
+                f"_cores={options.cores} asks for more than the {self.executor.n_slots} worker slots there are; "
+                "ask for fewer, or raise cloud.config.num_procs"
+            )
+        if depth > self._max_nesting:
+            raise UnsupportedOperation(
+                f"jobs submit jobs {depth} levels deep; more than cloud.config.max_nesting = {self._max_nesting}"
+            )
+
+    def _dependencies(self, options: JobOptions) -> list[tuple[Batch, int, int]]:
+        try:
+            return self.store.runs(options.depends_on)
+        except CloudException as exc:
+            raise type(exc)("This dependency does not exist.", jid=exc.jid) from None
+
+    def _attach(self, batch: Batch, dependencies: list[tuple[Batch, int, int]]) -> None:
+        ignore = batch.options.ignore_dependency_errors
+        for other, start, stop in dependencies:
+            states = other.states
+            if not ignore and any(states.find(code, start, stop) >= 0 for code in (ERROR, KILLED, STALLED)):
+                batch.n_waiting_on = -1
+                return
+            unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
+            if unfinished:
+                batch.n_waiting_on += unfinished
+                self._watch(other, start, stop, lambda *run: self._dependency_finished(batch, *run))
+
+    def _dependency_finished(self, batch: Batch, other: Batch, start: int, n: int) -> None:
+        if batch.n_waiting_on < 0:
+            return
+        if not batch.options.ignore_dependency_errors and other.states[start] != DONE:
+            batch.n_waiting_on = -1
+        else:
+            batch.n_waiting_on -= n
+        if batch.n and batch.n_waiting_on <= 0:
+            self._settle_new(batch)
+
+    def _settle_new(self, batch: Batch) -> None:
+        """Put a new batch, or new items of one, where its dependencies let it be."""
+        if batch.n_waiting_on < 0:
+            stalled = pack_outcome(STALLED, [(ERROR_TEXT, b"Could not start due to dependency erroring")])
+            for start, n in _runs_of(batch, (WAITING, QUEUED)):
+                self.finish(batch, start, n, stalled)
+            return
+        if batch.n_waiting_on:
+            if not batch.is_map:
+                batch.states[0] = WAITING
+            self.waiting.need_helper()
+            return
+        if batch.states[-1] == WAITING and batch.attempts is None:
+            batch.states = bytearray(batch.states.replace(b"\x00", b"\x01"))
+        self._enqueue(batch)
+        self.executor.wake()
+        self.waiting.need_helper()
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, batch: Batch, *, first: bool = False) -> None:
+        if batch.queued:
+            return
+        batch.queued = True
+        priority = batch.options.priority
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = deque()
+            self._priorities = sorted(self._queues)
+        if first:
+            queue.appendleft(batch)
+        else:
+            queue.append(batch)
+
+    @property
+    def has_queued(self) -> bool:
+        """True when something might be claimed."""
+        return any(self._queues.values())
+
+    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+        """Work for one worker; see ``Source.claim``."""
+        tasks: list[Task] = []
+        spent_s = 0.0
+        for priority in self._priorities:
+            queue = self._queues[priority]
+            while queue:
+                batch = queue[0]
+                run = batch.next_free()
+                if run is None:
+                    queue.popleft()
+                    batch.queued = False
+                    continue
+                options, mean_s = batch.options, batch.function.mean_s
+                if options.cores > free_slots:
+                    return tasks
+                start, stop = run
+                alone = options is not DEFAULT_OPTIONS and options.alone
+                if alone or not 0.0 < mean_s <= AHEAD_S:
+                    if not tasks and idle:
+                        tasks.append(Task(batch, start, start + 1))
+                        batch.take_free(start + 1)
+                    return tasks
+                if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
+                    return tasks
+                if batch.arguments is None:
+                    stop = self._share(batch, start, stop, room_s - spent_s, mean_s)
+                tasks.append(Task(batch, start, stop))
+                batch.take_free(stop)
+                spent_s += mean_s * (stop - start)
+        return tasks
+
+    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> int:
+        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end."""
+        chunk = batch.chunk_at(start)
+        n = max(1, min(stop, chunk.start + chunk.n) - start)
+        n = min(n, max(1, int(room_s / mean_s)))
+        if mean_s * n > AHEAD_S / 8:
+            left = batch.n - batch.n_final
+            n = min(n, max(1, left // (2 * self.executor.n_slots)))
+        return start + n
+
+    def give_back(self, batch: Batch, start: int, stop: int) -> None:
+        """Items that were claimed and not begun are queued again, at the front."""
+        batch.free.appendleft((start, stop))
+        self._enqueue(batch, first=True)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def finish(self, batch: Batch, start: int, n: int, outcome: bytes) -> None:
+        """Record how a run of items ended; once an item is final, later reports of it are dropped."""
+        states = batch.states
+        status = outcome[0]
+        if n == 1:
+            if states[start] >= DONE:
+                return
+            if self._killing and (why := self._killing.pop((id(batch), start), None)) is not None:
+                status, outcome = KILLED, _as_killed(outcome, why)
+            elif status == ERROR and batch.options.retries and self._retry(batch, start):
+                return
+            states[start] = status
+        else:
+            for index in range(start, start + n) if self._killing else ():
+                self._killing.pop((id(batch), index), None)
+            states[start : start + n] = bytes((status,)) * n
+        batch.n_final += n
+        self._unfinished -= n
+        batch.add_segment(start, n, outcome)
+        if status == DONE or status == ERROR:
+            function = batch.function
+            runtime_s = _RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0] / n
+            mean_s = function.mean_s
+            function.mean_s = mean_s + 0.3 * (runtime_s - mean_s) if mean_s else runtime_s or 1e-7
+        if status != DONE and self._n_watching_failures:
+            self._failures.append((batch, start, n))
+        if batch.watches is not None:
+            self._tell(batch, start, n)
+        if self._max_kept and batch.finished:
+            self._forget_old(batch)
+
+    def _tell(self, batch: Batch, start: int, n: int) -> None:
+        watches = batch.watches or []
+        if batch.finished:
+            batch.watches = None
+        for watch in watches:
+            low, high = max(start, watch.start), min(start + n, watch.stop)
+            if low < high:
+                watch.notify(batch, low, high - low)
+
+    def _watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> None:
+        if batch.watches is None:
+            batch.watches = []
+        batch.watches.append(Watch(start, stop, notify))
+
+    def _retry(self, batch: Batch, index: int) -> bool:
+        done = batch.attempt(index)
+        if done > batch.options.retries:
+            return False
+        batch.next_attempt(index)
+        batch.states[index] = WAITING
+        delay_s = min(batch.options.retry_delay_s * 2.0 ** (done - 1), _MAX_RETRY_DELAY_S)
+        self.waiting.call_later(delay_s, lambda: self._requeue(batch, index))
+        return True
+
+    def _requeue(self, batch: Batch, index: int) -> None:
+        if batch.states[index] == WAITING and not self.closed:
+            batch.states[index] = QUEUED
+            self.give_back(batch, index, index + 1)
+            self.executor.wake()
+
+    def lose(
+        self,
+        batch: Batch,
+        index: int,
+        reason: str,
+        exitcode: int | None,
+        *,
+        own_fault: bool,
+        output: tuple[bytes, bytes] = (b"", b""),
+        pid: int = 0,
+    ) -> None:
+        """An item's worker died under it: an error, or another attempt; see ``Source.lose``."""
+        if batch.states[index] >= DONE:
+            return
+        killed = self._killing.get((id(batch), index))
+        if killed is None and not own_fault and batch.options.restartable and batch.attempt(index) < _MAX_LOSSES:
+            batch.next_attempt(index)
+            self.give_back(batch, index, index + 1)
+            return
+        sections = [(ERROR_TEXT, reason.encode() if killed is None else killed)]
+        sections += [(tag, data) for tag, data in zip((STDOUT, STDERR), output, strict=True) if data]
+        if exitcode is not None and killed is None:
+            sections.append((EXITCODE, str(exitcode).encode()))
+        self.finish(batch, index, 1, pack_outcome(ERROR if killed is None else KILLED, sections, pid=pid))
+
+    def _forget_old(self, batch: Batch) -> None:
+        self._kept.append(batch)
+        while len(self._kept) > self._max_kept:
+            old = self._kept.popleft()
+            self.store.delete(old, 0, old.n)
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool = False) -> list[int]:
+        """Block until all jobs are final, or the timeout, or (with ``stop_on_error``) until one has failed.
+
+        Returns:
+            The jids that are not final, at most the first of each run of them when stopped by an error.
+
+        Raises:
+            JobNotFound: A jid is unknown; nothing was waited for.
+        """
+        deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
+        with self.lock:
+            wait = _Wait(self.store.runs(jids))
+            if stop_on_error:
+                if wait.has_failed():
+                    return []
+                if not wait.all_final():
+                    wait.failures = self._failures
+                    wait.seen_failures = len(self._failures)
+                    self._n_watching_failures += 1
+        if wait.done():
+            if wait.failures is None:
+                return []
+        try:
+            self.waiting.drive(wait.done, deadline)
+        finally:
+            if wait.failures is not None:
+                with self.lock:
+                    self._n_watching_failures -= 1
+                    if not self._n_watching_failures:
+                        self._failures = []
+        with self.lock:
+            return [] if wait.failed else wait.unfinished()
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Block until ``done()``, which some report of the executor makes true, or the timeout."""
+        return self.waiting.drive(done, None if timeout_s is None else self.clock.monotonic() + timeout_s)
+
+    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
+        """Call ``action()`` once, under the lock, when all jobs are final (or one has failed); at once if they are.
+
+        Returns:
+            A function that calls it off.
+        """
+        with self.lock:
+            runs = self.store.runs(jids)
+            left = [0]
+            over = [False]
+
+            def finished(batch: Batch, start: int, n: int) -> None:
+                left[0] -= n
+                failed = stop_on_error and batch.states[start] != DONE
+                if not over[0] and (left[0] <= 0 or failed):
+                    over[0] = True
+                    action()
+
+            if stop_on_error and _Wait(runs).has_failed():
+                runs = []
+            for batch, start, stop in runs:
+                states = batch.states
+                unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
+                if unfinished:
+                    left[0] += unfinished
+                    self._watch(batch, start, stop, finished)
+            if not left[0]:
+                over[0] = True
+                action()
+            else:
+                self.waiting.need_helper()
+
+        def call_off() -> None:
+            over[0] = True
+
+        return call_off
+
+    def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
+        """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones included."""
+        with self.lock:
+            for batch, start, stop in self.store.runs(jids):
+                for low, n in _runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
+                    notify(batch.jid0 + low, n, batch.states[low])
+                if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
+                    self._watch(
+                        batch, start, stop, lambda b, low, n: notify(b.jid0 + low, n, b.states[low])
+                    )
+            self.waiting.need_helper()
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def statuses(self, jids: Jids) -> bytearray:
+        """One status code a jid, in order."""
+        with self.lock:
+            codes = bytearray()
+            running = self.executor.running()
+            for batch, start, stop in self.store.runs(jids):
+                at = len(codes)
+                codes += batch.states[start:stop]
+                for its_batch, index in running:
+                    if its_batch is batch and start <= index < stop and codes[at + index - start] == QUEUED:
+                        codes[at + index - start] = PROCESSING
+            return codes
+
+    def outcomes(self, jids: Jids) -> list[tuple[int, int, int, bytes]]:
+        """(first index in segment, n wanted, length of segment, packed outcome) covering final jobs, in order."""
+        with self.lock:
+            found: list[tuple[int, int, int, bytes]] = []
+            for batch, start, stop in self.store.runs(jids):
+                if batch.arguments is not None:
+                    segment = batch.segments[0]
+                    found.append((0, 1, 1, segment[2]))
+                    continue
+                for low, n, outcome in batch.segments_in(start, stop):
+                    skip = max(0, start - low)
+                    found.append((skip, min(low + n, stop) - low - skip, n, outcome))
+            return found
+
+    def describe(self, jid: int) -> dict[str, Any]:
+        """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now."""
+        with self.lock:
+            batch, index = self.store.locate(jid)
+            facts: dict[str, Any] = {
+                "status": self.statuses((jid,))[0],
+                "label": batch.options.label,
+                "function": batch.function.name,
+                "created": batch.created,
+                "attempt": batch.attempt(index),
+                "options": batch.options.as_dict(),
+                "depth": batch.depth,
+            }
+            if batch.states[index] >= DONE:
+                _, n, raw = batch.segment_at(index)
+                facts["outcome"] = Outcome(raw)
+                facts["n_shared"] = n
+            elif facts["status"] == PROCESSING:
+                facts["live"] = self.executor.live(batch, index)
+            return facts
+
+    def select(
+        self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
+    ) -> list[int]:
+        """Jids of jobs that match all that is given, in order. ``function`` matches the name or its last part."""
+        wanted = None if status is None else frozenset(status)
+        with self.lock:
+            found: list[int] = []
+            for batch in self.store.batches():
+                if label is not None and batch.options.label != label:
+                    continue
+                name = batch.function.name
+                if function is not None and name != function and not name.endswith(f".{function}"):
+                    continue
+                jids = range(batch.jid0, batch.jid0 + batch.n)
+                kept = [jid for jid in jids if not self.store.forgotten(batch, jid - batch.jid0)]
+                if wanted is not None:
+                    kept = [jid for jid, code in zip(kept, self.statuses(kept), strict=True) if code in wanted]
+                found += kept
+            return found
+
+    # --- ending jobs --------------------------------------------------------------------------------------------------
+
+    def cancel(self, jids: Jids | None) -> list[int]:
+        """Kill jobs: those that wait at once, those that run by their executor. Final ones are left alone.
+
+        Args:
+            jids: None means every unfinished job.
+
+        Returns:
+            Jids of the running ones, whose end is still to come: wait for them.
+        """
+        with self.lock:
+            if jids is None:
+                runs = [(batch, 0, batch.n) for batch in self.store.batches() if not batch.finished]
+            else:
+                runs = self.store.runs(jids)
+            runs = [(batch, start, stop) for batch, start, stop in runs if batch.n_final < batch.n]
+            if not runs:
+                return []
+            self.executor.take_back()
+            held = self.executor.held()
+            pending: list[int] = []
+            killed = pack_outcome(KILLED, [(ERROR_TEXT, b"Killed")])
+            for batch, start, stop in runs:
+                begun = sorted(index for its_batch, index in held if its_batch is batch and start <= index < stop)
+                for low, n in _runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
+                    self.finish(batch, low, n, killed)
+                for index in begun:
+                    if batch.states[index] < DONE:
+                        self._killing[id(batch), index] = b"Killed"
+                        self.executor.kill(batch, index)
+                        pending.append(batch.jid0 + index)
+            self.executor.wake()
+            return pending
+
+    def delete(self, jids: Jids) -> None:
+        """Forget jobs; unfinished ones must have been cancelled and waited for."""
+        with self.lock:
+            for batch, start, stop in self.store.runs(jids):
+                self.store.delete(batch, start, stop)
+
+    def close(self) -> None:
+        """End all workers and waits. Idempotent; bounded."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+        self.waiting.close()
+        self.executor.close()
+
+    def abandon_all(self) -> None:
+        """In a forked child of the program: these jobs are the parent's. Takes no lock: its owner may not exist here."""
+        self.closed = self.waiting.closed = True
+        self.executor.abandon()
+
+    # --- for the executor ---------------------------------------------------------------------------------------------
+
+    def call_later(self, delay_s: float, action: Callable[[], None]) -> Timer:
+        """See ``Source.call_later``."""
+        return self.waiting.call_later(delay_s, action)
+
+    def out_of_time(self, batch: Batch, index: int) -> None:
+        """See ``Source.out_of_time``."""
+        if batch.states[index] < DONE:
+            self._killing[id(batch), index] = b"Killed: it ran longer than its _max_runtime"
+            self.executor.kill(batch, index)
+
+    def request(
+        self, caller: Any, batch: Batch | None, content: dict[str, Any], blobs: list[bytes], reply: Any
+    ) -> None:
+        """A job used a verb; see ``Source.request``."""
+        assert self._on_request is not None
+        self._on_request(caller, batch, content, blobs, reply)
+
+    def serve_requests(self, handler: Callable[..., None]) -> None:
+        """Who answers verbs used inside jobs."""
+        self._on_request = handler
+
+
+class _Wait:
+    """How far a wait for many jobs has come; looks at each job once."""
+
+    __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "seen_failures")
+
+    def __init__(self, runs: list[tuple[Batch, int, int]]) -> None:
+        self._runs = runs
+        self._at = 0
+        self._low = runs[0][1] if runs else 0
+        self._wanted: dict[int, list[tuple[int, int]]] | None = None
+        self.failures: list[tuple[Batch, int, int]] | None = None
+        self.seen_failures = 0
+        self.failed = False
+
+    def has_failed(self) -> bool:
+        for batch, start, stop in self._runs:
+            states = batch.states
+            if states[start] > DONE or (
+                stop - start > 1 and any(states.find(code, start, stop) >= 0 for code in (ERROR, KILLED, STALLED))
+            ):
+                self.failed = True
+                return True
+        return False
+
+    def done(self) -> bool:
+        failures = self.failures
+        if failures is not None and len(failures) > self.seen_failures and self._meets(failures):
+            return True
+        return self.all_final()
+
+    def all_final(self) -> bool:
+        runs, at = self._runs, self._at
+        while at < len(runs):
+            batch, _, stop = runs[at]
+            if batch.n_final != batch.n or not batch.sealed:
+                states, low = batch.states, self._low
+                if states[low] < DONE:
+                    self._at = at
+                    return False
+                if stop - low > 1:
+                    open_ones = [i for i in (states.find(QUEUED, low, stop), states.find(WAITING, low, stop)) if i >= 0]
+                    if open_ones:
+                        self._at, self._low = at, min(open_ones)
+                        return False
+            at += 1
+            if at < len(runs):
+                self._low = runs[at][1]
+        self._at = at
+        return True
+
+    def _meets(self, failures: list[tuple[Batch, int, int]]) -> bool:
+        if self._wanted is None:
+            self._wanted = {}
+            for batch, start, stop in self._runs:
+                self._wanted.setdefault(batch.jid0, []).append((start, stop))
+        for batch, low, n in failures[self.seen_failures :]:
+            for start, stop in self._wanted.get(batch.jid0, ()):
+                if low < stop and start < low + n:
+                    self.failed = True
+                    return True
+        self.seen_failures = len(failures)
+        return False
+
+    def unfinished(self) -> list[int]:
+        if self.all_final():
+            return []
+        return [
+            batch.jid0 + index
+            for batch, start, stop in self._runs[self._at :]
+            for index in range(start, stop)
+            if batch.states[index] < DONE
+        ]
+
+
+def _runs_of(
+    batch: Batch, codes: tuple[int, ...], start: int = 0, stop: int | None = None, besides: Iterable[int] = ()
+) -> Iterator[tuple[int, int]]:
+    """(start, n) of consecutive items in one of the states; computed before the first is yielded."""
+    skip = frozenset(besides)
+    states = batch.states
+    found: list[tuple[int, int]] = []
+    low = start
+    end = batch.n if stop is None else stop
+    while low < end:
+        if states[low] not in codes or low in skip:
+            low += 1
+            continue
+        high = low + 1
+        code = states[low]
+        while high < end and states[high] == code and high not in skip:
+            high += 1
+        found.append((low, high - low))
+        low = high
+    return iter(found)
+
+
+def _as_killed(outcome: bytes, why: bytes) -> bytes:
+    """The outcome of a job that was being killed: whatever it managed to report, it was killed."""
+    before = Outcome(outcome)
+    text = (before.section(ERROR_TEXT) or b"") if before.status == KILLED else b""
+    sections = [(ERROR_TEXT, text if text and why == b"Killed" else why)]
+    sections += [(tag, data) for tag in (STDOUT, STDERR) if (data := before.section(tag))]
+    return pack_outcome(KILLED, sections, pid=before.pid, started=before.started, runtime_s=before.runtime_s)

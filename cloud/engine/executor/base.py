@@ -1,0 +1,157 @@
+"""The contract between the engine and whatever runs attempts.
+
+The executor pulls: it asks the engine for work (``claim``) when a worker has room, and reports what became of it.
+All calls either way are made under the engine's lock, except ``poll``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+from cloud.engine.store.base import Batch
+
+
+class Task:
+    """Work given to one worker: consecutive items of one batch.
+
+    Attributes:
+        batch: Whose.
+        start, stop: Indexes of its items; outcomes arrive in order and move ``start`` up.
+        position: Of the item at ``start``, as its worker counts.
+    """
+
+    __slots__ = ("batch", "position", "start", "stop")
+
+    def __init__(self, batch: Batch, start: int, stop: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.stop = stop
+        self.position = 0
+
+
+class Source(Protocol):
+    """What an executor needs of the engine."""
+
+    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+        """Work for one worker, possibly none.
+
+        Args:
+            free_slots: Worker slots not in use; jobs that need more stay queued, and all behind them.
+            room_s: How much work, in seconds, this worker may be sent ahead.
+            idle: True when the worker has nothing to do: it then gets work whatever its length.
+        """
+
+    def give_back(self, batch: Batch, start: int, stop: int) -> None:
+        """Items that were claimed and not begun are queued again, at the front."""
+
+    def finish(self, batch: Batch, start: int, n: int, outcome: bytes) -> None:
+        """Record how a run of items ended."""
+
+    def lose(
+        self,
+        batch: Batch,
+        index: int,
+        reason: str,
+        exitcode: int | None,
+        *,
+        own_fault: bool,
+        output: tuple[bytes, bytes] = (b"", b""),
+        pid: int = 0,
+    ) -> None:
+        """An item's worker died under it. ``own_fault``: the job itself ended it (exit, crash)."""
+
+    def request(
+        self, caller: Any, batch: Batch | None, content: dict[str, Any], blobs: list[bytes], reply: Any
+    ) -> None:
+        """A job of ``batch`` used a verb: answer through ``reply(content, blobs)``, now or later.
+
+        ``caller`` is what ``suspend`` and ``resume`` take.
+        """
+
+    def out_of_time(self, batch: Batch, index: int) -> None:
+        """An item ran longer than its ``max_runtime_s``."""
+
+    def call_later(self, delay_s: float, action: Any) -> Any:
+        """Call ``action()`` under the lock after a delay; returns a handle with ``cancel()``."""
+
+    @property
+    def has_queued(self) -> bool:
+        """True when something might be claimed."""
+
+
+class Executor(ABC):
+    """Runs attempts."""
+
+    #: True when jobs run in this process on a virtual clock.
+    simulated: bool = False
+
+    @abstractmethod
+    def bind(self, source: Source) -> None:
+        """Connect to the engine; called once, before anything else."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """There may be work to claim. Does not block."""
+
+    @abstractmethod
+    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+        """Wait for events for at most ``timeout_s`` (None: without limit) and report them.
+
+        ``may_jump``: a virtual clock may jump ahead to the next event, as somebody waits for it.
+
+        Called without the engine's lock, by one thread at a time.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Make a ``poll`` that blocks in another thread return soon. Callable from any thread."""
+
+    @abstractmethod
+    def running(self) -> list[tuple[Batch, int]]:
+        """The items that run now."""
+
+    @abstractmethod
+    def kill(self, batch: Batch, index: int) -> bool:
+        """End a running item: raise in it, then end its worker for certain. False if it does not run here.
+
+        The engine records the kill itself when the worker reports or is dead, through ``finish`` or ``lose``.
+        """
+
+    @abstractmethod
+    def take_back(self) -> None:
+        """Give back every item that was claimed and not begun."""
+
+    @abstractmethod
+    def held(self) -> list[tuple[Batch, int]]:
+        """The items that were claimed and have not ended: those that run, and those that may have begun."""
+
+    @abstractmethod
+    def live(self, batch: Batch, index: int) -> dict[str, Any]:
+        """Of a running item: ``pid``, ``started`` (epoch seconds), ``stdout`` and ``stderr`` so far (bytes)."""
+
+    @abstractmethod
+    def suspend(self, caller: Any) -> None:
+        """A job waits for others: its slots are free meanwhile, and what was sent after it is given back."""
+
+    @abstractmethod
+    def resume(self, caller: Any) -> None:
+        """That job goes on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers. Idempotent; bounded."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """In a forked child of the program: let go of what is the parent's, touching none of its processes."""
+
+    @property
+    @abstractmethod
+    def n_slots(self) -> int:
+        """Worker slots."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """True while any claimed item is unfinished."""

@@ -1,0 +1,551 @@
+"""Runs attempts in worker processes of this machine.
+
+::
+
+    engine's process                         template                      workers
+    ProcessExecutor ── control socket ──►  forks, signals, reaps  ──fork──►  worker.main
+        │                                                                      │
+        └── one socket, one shared page, two capture files a worker ───────────┘
+
+Whoever waits for jobs polls the sockets (``poll``); submitting threads write to them directly. The death of a worker
+is what the template says of it, not the end of its socket: a child it forked may hold that open.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any, Final
+
+from cloud.engine import channel as ch
+from cloud.engine.engine import AHEAD_S
+from cloud.engine.executor.base import Executor, Task
+from cloud.engine.executor.template import TemplateProcess
+from cloud.engine.executor.workers import WorkerHandle, describe_death
+from cloud.engine.store.base import Batch
+from cloud.engine.worker.surroundings import thread_defaults
+from cloud.errors import UnsupportedOperation
+
+_STALL_S: Final = 0.005
+_WATCH_OUTPUT_S: Final = 0.1
+_SPIN_S: Final = 0.0001
+_HANDSHAKE_S: Final = 0.00005
+_MAX_FAILED_STARTS: Final = 3
+_SIGKILL: Final = signal.SIGKILL.value
+_INTERRUPT: Final = signal.SIGINT.value
+_POKE: Final = signal.SIGURG.value
+_OUTCOME_BODY: Final = struct.Struct("<QI")
+
+
+class ProcessExecutor(Executor):
+    """Worker processes of this machine.
+
+    Args:
+        n_slots: Jobs that run at the same time.
+        capture: Keep what jobs print; else it goes where the program prints.
+        output_limit_bytes: How much of the end of each output stream is kept.
+        grace_s: Seconds between the exception that kills a job and the end of its processes.
+        max_transmit_bytes: Larger results are errors; 0 means no limit.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        *,
+        capture: bool = True,
+        output_limit_bytes: int = 64_000,
+        grace_s: float = 0.5,
+        max_transmit_bytes: int = 0,
+    ) -> None:
+        if not hasattr(os, "fork") or not hasattr(socket, "AF_UNIX"):
+            raise UnsupportedOperation(
+                f"worker processes are not supported on {sys.platform}: use cloud.start_simulator(), or a server"
+            )
+        self._n_slots = n_slots
+        self._capture = capture
+        self._grace_s = grace_s
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._n_cores = n_cores
+        spin_s = _SPIN_S if n_cores > 1 and not _has_cpu_quota(n_cores) else 0.0
+        self._settings = {
+            "spin_s": spin_s,
+            "output_limit_bytes": output_limit_bytes,
+            "max_transmit_bytes": max_transmit_bytes,
+            "thread_defaults": thread_defaults(n_cores, n_slots),
+        }
+        self._spin_s = spin_s
+        self._spin_credit = 3
+        self._workers: dict[int, WorkerHandle] = {}
+        self._by_fd: dict[int, WorkerHandle] = {}
+        self._idle: list[WorkerHandle] = []
+        self._used = 0
+        self._n_numbers = 0
+        self._failed_starts = 0
+        self._template: TemplateProcess | None = None
+        self._poll = select.poll()
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._wake, False)
+        self._poll.register(self._woken, select.POLLIN)
+        self._polling = False
+        self._looked_at_output = 0.0
+        self._closed = False
+        self._source: Any = None
+        self._pid = os.getpid()
+
+    def bind(self, source: Any) -> None:
+        self._source = source
+        self._lock = source.lock
+
+    @property
+    def n_slots(self) -> int:
+        return self._n_slots
+
+    @property
+    def busy(self) -> bool:
+        return len(self._idle) < len(self._workers)
+
+    # --- giving work --------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        while self._used < self._n_slots and not self._closed:
+            if not self._idle and not self._source.has_queued:
+                return
+            worker = self._idle.pop() if self._idle else self._spawn()
+            tasks = self._source.claim(self._n_slots - self._used, AHEAD_S, idle=True)
+            if not tasks:
+                self._idle.append(worker)
+                return
+            worker.cores = tasks[0].batch.options.cores
+            self._used += worker.cores
+            self._give(worker, tasks)
+            limit_s = tasks[0].batch.options.max_runtime_s
+            if limit_s is not None:
+                self._limit_runtime(worker, tasks[0], limit_s)
+
+    def _refill(self) -> None:
+        """Send busy workers more, so that they do not wait for us between small jobs."""
+        if self._idle:
+            self.wake()
+        if self._closed or not self._source.has_queued:
+            return
+        for worker in self._workers.values():
+            if worker.tasks and worker.load_s < AHEAD_S / 2 and worker.takes_work and not worker.n_waiting:
+                tasks = self._source.claim(self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s, idle=False)
+                if tasks:
+                    self._give(worker, tasks)
+
+    def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
+        if not worker.tasks:
+            worker.seen_at = worker.began = time.monotonic()
+        worker.give(tasks)
+        if worker.pending:
+            self._want_write(worker)
+
+    def _want_write(self, worker: WorkerHandle) -> None:
+        if worker.fd in self._by_fd:
+            self._poll.modify(worker.fd, select.POLLIN | select.POLLOUT)
+            if self._polling:
+                self.interrupt()
+
+    def _spawn(self) -> WorkerHandle:
+        if self._template is None:
+            self._template = TemplateProcess()
+            self._poll.register(self._template.fd, select.POLLIN)
+        self._n_numbers += 1
+        worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)
+        self._workers[worker.number] = worker
+        self._by_fd[worker.fd] = worker
+        self._poll.register(worker.fd, select.POLLIN)
+        self._template.fork(worker.number, worker.descriptors)
+        worker.started()
+        if self._polling:
+            self.interrupt()
+        return worker
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        try:
+            os.write(self._wake, b"x")
+        except (BlockingIOError, OSError):
+            pass  # full: it wakes anyway; closed: nobody polls
+
+    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+        events = self._wait(timeout_s)
+        with self._lock:
+            if self._closed:
+                return
+            for fd, event in events:
+                worker = self._by_fd.get(fd)
+                if worker is not None:
+                    if event & select.POLLOUT and worker.write_pending():
+                        self._poll.modify(fd, select.POLLIN)
+                    if event & ~select.POLLOUT:
+                        self._read(worker)
+                elif fd == self._woken:
+                    os.read(fd, 4096)
+                elif self._template is not None and fd == self._template.fd:
+                    self._hear_template(self._template)
+            self._look_after_workers()
+            self._refill()
+
+    def _wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        poll = self._poll.poll
+        if timeout_s is not None and timeout_s <= 0.0:
+            return poll(0)
+        began = time.perf_counter()
+        # With every core at work, looking again and again would only slow the workers down.
+        if self._spin_credit and self._spin_s and self._used < self._n_cores:
+            until = began + self._spin_s
+            while True:
+                events = poll(0)
+                if events:
+                    return events
+                if time.perf_counter() > until:
+                    break
+            self._spin_credit -= 1
+        limit_s = None
+        if self._used or any(worker.tasks for worker in self._workers.values()):
+            limit_s = _WATCH_OUTPUT_S
+            for worker in self._workers.values():
+                if worker.n_items_over_one:
+                    limit_s = _STALL_S
+        if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
+            limit_s = timeout_s
+        self._polling = True
+        try:
+            events = poll(None if limit_s is None else max(1, int(limit_s * 1000)))
+        finally:
+            self._polling = False
+        if time.perf_counter() - began < 3 * _SPIN_S:
+            self._spin_credit = 3
+        return events
+
+    def _read(self, worker: WorkerHandle) -> None:
+        frames, alive = worker.read()
+        for kind, body in frames:
+            if kind == ch.OUTCOME:
+                position, n = _OUTCOME_BODY.unpack_from(body)
+                self._finish(worker, position, n, bytes(body[_OUTCOME_BODY.size :]))
+            elif kind == ch.STOPPED:
+                self._stopped(worker)
+            elif kind == ch.REQUEST:
+                self._request(worker, bytes(body))
+        if not alive and worker.fd in self._by_fd:
+            # The process may still run, if a job closed its descriptors: it can never report, so it ends now.
+            self._poll.unregister(worker.fd)
+            del self._by_fd[worker.fd]
+            self._signal(worker, _SIGKILL)
+
+    def _finish(self, worker: WorkerHandle, position: int, n: int, outcome: bytes) -> None:
+        if not worker.tasks:
+            return
+        task = worker.tasks[0]
+        batch, start = task.batch, task.start
+        task.start = start + n
+        task.position += n
+        self._failed_starts = 0
+        if task.start == task.stop:
+            worker.tasks.popleft()
+        worker.load_s -= n * (batch.function.mean_s or 1.0)
+        if worker.kill_at is not None and position <= worker.kill_at < position + n:
+            self._signal(worker, _SIGKILL)
+        elif not worker.tasks:
+            self._idled(worker, retire=batch.options.kill_process)
+        self._source.finish(batch, start, n, outcome)
+
+    def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:
+        worker.load_s = 0.0
+        if worker.kill_at is not None or worker.dead:
+            return
+        if not worker.n_waiting:
+            self._used -= worker.cores
+        n_live = sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting)
+        if retire or n_live > self._n_slots or worker.n_waiting:
+            self._retire(worker)
+        elif worker.taking_back is None:
+            self._idle.append(worker)
+
+    def _retire(self, worker: WorkerHandle) -> None:
+        worker.retired = True
+        self._signal(worker, _SIGKILL)
+
+    def _signal(self, worker: WorkerHandle, number: int) -> None:
+        if self._template is not None:
+            self._template.signal(worker.number, number)
+
+    # --- deaths -------------------------------------------------------------------------------------------------------
+
+    def _hear_template(self, template: TemplateProcess) -> None:
+        messages, alive = template.read()
+        for what, number, argument in messages:
+            worker = self._workers.get(number)
+            if worker is None:
+                continue
+            if what == b"B":
+                worker.pid = argument
+            else:
+                self._bury(worker, argument)
+        if not alive:
+            # Killed from outside. Its workers die with it, or when their socket ends.
+            self._poll.unregister(template.fd)
+            template.close()
+            self._template = None
+            for worker in list(self._workers.values()):
+                _kill_orphan(worker.pid)
+                self._bury(worker, _SIGKILL)
+
+    def _bury(self, worker: WorkerHandle, status: int) -> None:
+        while worker.fd in self._by_fd:
+            before = len(worker.tasks)
+            self._read_rest(worker)
+            if len(worker.tasks) == before:
+                break
+        worker.dead = True
+        self._workers.pop(worker.number, None)
+        if self._by_fd.pop(worker.fd, None) is not None:
+            self._poll.unregister(worker.fd)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        elif not worker.retired and not worker.n_waiting and (worker.tasks or worker.kill_at is not None):
+            self._used -= worker.cores
+        current = worker.slots[ch.CURRENT]
+        never_ran = current == ch.NO_LIMIT
+        reason, exitcode, own_fault = describe_death(status, worker.pid)
+        if never_ran and worker.tasks:
+            self._failed_starts += 1
+        give_up = never_ran and self._failed_starts >= _MAX_FAILED_STARTS
+        output = worker.output()
+        for position, batch, index in reversed(list(worker.items())):
+            if position > current or (never_ran and not give_up):
+                self._source.give_back(batch, index, index + 1)
+            elif give_up:
+                text = f"Worker processes cannot be started; what they print says why. {reason}"
+                self._source.lose(batch, index, text, exitcode, own_fault=True)
+            else:
+                self._source.lose(
+                    batch,
+                    index,
+                    reason,
+                    exitcode,
+                    own_fault=own_fault and position == current,
+                    output=output if position == current else (b"", b""),
+                    pid=worker.pid,
+                )
+        worker.tasks.clear()
+        worker.close()
+        self.wake()
+
+    def _read_rest(self, worker: WorkerHandle) -> None:
+        frames, _ = worker.read()
+        for kind, body in frames:
+            if kind == ch.OUTCOME and worker.tasks:
+                position, n = _OUTCOME_BODY.unpack_from(body)
+                task = worker.tasks[0]
+                batch, start = task.batch, task.start
+                task.start, task.position = start + n, task.position + n
+                if task.start == task.stop:
+                    worker.tasks.popleft()
+                self._source.finish(batch, start, n, bytes(body[_OUTCOME_BODY.size :]))
+
+    # --- looking after ------------------------------------------------------------------------------------------------
+
+    def _look_after_workers(self) -> None:
+        """Poke workers whose item turns out long while others wait behind it, and bound floods of output."""
+        now = time.monotonic()
+        for worker in self._workers.values():
+            if worker.n_items_over_one:
+                current = worker.slots[ch.CURRENT]
+                if current != worker.seen_current:
+                    worker.seen_current, worker.seen_at = current, now
+                elif now - worker.seen_at >= _STALL_S and worker.pid and current != ch.NO_LIMIT:
+                    worker.seen_at = now + 0.1
+                    self._signal(worker, _POKE)
+                    self._take_back([worker])
+        if self._capture and now - self._looked_at_output > _WATCH_OUTPUT_S:
+            self._looked_at_output = now
+            for worker in self._workers.values():
+                if worker.tasks:
+                    worker.limit_output()
+
+    def take_back(self) -> None:
+        self._take_back(list(self._workers.values()))
+
+    def _take_back(self, workers: list[WorkerHandle]) -> None:
+        asked = []
+        for worker in workers:
+            if not worker.tasks or worker.taking_back is not None or worker.dead:
+                continue
+            slots = worker.slots
+            current = slots[ch.CURRENT]
+            if worker.position - 1 == current:
+                continue  # it has begun all it has
+            first = 0 if current == ch.NO_LIMIT else current + 1
+            slots[ch.LIMIT] = first
+            asked.append((worker, first))
+        if not asked:
+            return
+        # A worker announces an item, then looks at the limit. Once our limit has surely reached it, the item it
+        # announced last is the last it can have begun.
+        time.sleep(_HANDSHAKE_S)
+        for worker, first in asked:
+            current = worker.slots[ch.CURRENT]
+            bound = first if current == ch.NO_LIMIT else max(first, current + 1)
+            worker.taking_back = worker.position
+            self._return_from(worker, bound)
+            if not worker.write(ch.frame(ch.RESUME)):
+                self._want_write(worker)
+
+    def _return_from(self, worker: WorkerHandle, bound: int) -> None:
+        kept = []
+        for task in reversed(worker.tasks):
+            end = task.position + task.stop - task.start
+            if task.position >= bound:
+                self._source.give_back(task.batch, task.start, task.stop)
+            elif end > bound:
+                split = task.start + bound - task.position
+                self._source.give_back(task.batch, split, task.stop)
+                task.stop = split
+                kept.append(task)
+            else:
+                kept.append(task)
+        worker.tasks.clear()
+        worker.tasks.extend(reversed(kept))
+        worker.load_s = sum((task.stop - task.start) * (task.batch.function.mean_s or 1.0) for task in worker.tasks)
+
+    def _stopped(self, worker: WorkerHandle) -> None:
+        if worker.taking_back is None:
+            return
+        had_tasks = bool(worker.tasks)
+        # What it had not reported by now it has not begun.
+        self._return_from(worker, 0)
+        worker.taking_back = None
+        if worker.kill_at is not None or worker.dead or worker.retired:
+            return
+        if had_tasks and not worker.n_waiting:
+            self._used -= worker.cores
+        if worker not in self._idle:
+            self._idle.append(worker)
+
+    # --- asking and ending --------------------------------------------------------------------------------------------
+
+    def running(self) -> list[tuple[Batch, int]]:
+        found = [worker.running() for worker in self._workers.values()]
+        return [(each[1], each[2]) for each in found if each is not None]
+
+    def held(self) -> list[tuple[Batch, int]]:
+        return [(batch, index) for worker in self._workers.values() for _, batch, index in worker.items()]
+
+    def live(self, batch: Batch, index: int) -> dict[str, Any]:
+        for worker in self._workers.values():
+            found = worker.running()
+            if found is not None and found[1] is batch and found[2] == index:
+                out, err = worker.output()
+                age_s = time.monotonic() - worker.began
+                return {"pid": worker.pid, "started": time.time() - age_s, "stdout": out, "stderr": err}
+        return {}
+
+    def kill(self, batch: Batch, index: int) -> bool:
+        for worker in self._workers.values():
+            for position, its_batch, its_index in worker.items():
+                if its_batch is batch and its_index == index:
+                    if worker.kill_at is None:
+                        worker.kill_at = position
+                        worker.slots[ch.KILL] = position
+                        self._signal(worker, _INTERRUPT)
+                        self._source.call_later(self._grace_s, lambda: self._signal(worker, _SIGKILL))
+                    return True
+        return False
+
+    def _limit_runtime(self, worker: WorkerHandle, task: Task, limit_s: float) -> None:
+        batch, index = task.batch, task.start
+        attempt = batch.attempt(index)
+
+        def out_of_time() -> None:
+            if batch.attempt(index) == attempt and any(b is batch and i == index for _, b, i in worker.items()):
+                self._source.out_of_time(batch, index)
+
+        self._source.call_later(limit_s, out_of_time)
+
+    def _request(self, worker: WorkerHandle, body: bytes) -> None:
+        number, content, blobs = ch.unpack_message(body)
+        batch = worker.tasks[0].batch if worker.tasks else None
+
+        def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:
+            if not worker.dead and not worker.write(ch.pack_message(ch.REPLY, number, content, blobs)):
+                self._want_write(worker)
+
+        self._source.request(worker, batch, content, blobs, reply)
+
+    def suspend(self, caller: Any) -> None:
+        worker: WorkerHandle = caller
+        worker.n_waiting += 1
+        if worker.n_waiting == 1 and worker.tasks:
+            self._used -= worker.cores
+            self._take_back([worker])
+            self.wake()
+
+    def resume(self, caller: Any) -> None:
+        worker: WorkerHandle = caller
+        if worker.dead:
+            return
+        worker.n_waiting -= 1
+        if worker.n_waiting == 0 and worker.tasks:
+            self._used += worker.cores
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._end(self._template)
+
+    def abandon(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._end(None)
+        if self._template is not None:
+            self._template.abandon()
+
+    def _end(self, template: TemplateProcess | None) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        self._by_fd.clear()
+        self._idle.clear()
+        if template is not None:
+            template.end()
+        os.close(self._woken)
+        os.close(self._wake)
+
+
+def _kill_orphan(pid: int) -> None:
+    if pid:
+        try:
+            os.killpg(pid, _SIGKILL)
+        except OSError:
+            pass
+
+
+def _has_cpu_quota(n_cores: int) -> bool:
+    """True when a cgroup grants less CPU time than the cores there are: spinning would use it up."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return quota != "max" and int(quota) < n_cores * int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
+            quota_us = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            return 0 < quota_us < n_cores * int(file.read())
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,265 @@
+"""The contract of a store of jobs, and the record it keeps: the batch.
+
+A batch is one submission: a single call, or a map of N calls that share one function. Its jobs have consecutive jids.
+Stores do not lock; the engine calls them one operation at a time, and each operation is atomic.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from cloud.jobs import QUEUED, Jids, JobOptions
+from cloud.serialization.functions import Function
+
+
+class Chunk:
+    """Arguments of a run of map items, pickled together.
+
+    Attributes:
+        token: Names it inside the engine.
+        start: Index of its first item in the batch.
+        n: Number of items.
+        kind: One of the channel's kinds of chunks.
+        payload: Opaque bytes; for separate items the lengths (u32 each), then the pickles.
+    """
+
+    __slots__ = ("kind", "n", "payload", "start", "token")
+
+    def __init__(self, token: int, start: int, n: int, kind: int, payload: bytes) -> None:
+        self.token = token
+        self.start = start
+        self.n = n
+        self.kind = kind
+        self.payload = payload
+
+
+class Batch:
+    """One submission and all its jobs.
+
+    Attributes:
+        jid0: Jid of its first job; the job with index i has jid0 + i.
+        n: Number of jobs so far.
+        function: The pickled function.
+        context: (id, pickled surroundings) of the submission.
+        options: As given with the submission.
+        depth: 0 for jobs of the program, parent's depth + 1 for jobs submitted by jobs.
+        created: Seconds since the epoch.
+        arguments: Pickled arguments of a single call; None for a map.
+        chunks: Arguments of a map, by start.
+        sealed: False while a map may still grow.
+        states: One status code a job. A job that runs is QUEUED here: the executor knows which run.
+        free: Runs of items not given to a worker, (start, stop) in order; they may hold finished ones.
+        attempts: Attempts begun before the present one, by index; only indexes with any.
+        segments: (start, n, packed outcome) of finished items, ordered by start.
+        n_final: Jobs in a final state.
+        n_waiting_on: Unfinished dependencies.
+        watches: Who is to be told of jobs that finish; None while nobody is.
+    """
+
+    __slots__ = (
+        "arguments",
+        "attempts",
+        "chunks",
+        "context",
+        "created",
+        "depth",
+        "free",
+        "function",
+        "jid0",
+        "n",
+        "n_final",
+        "n_waiting_on",
+        "options",
+        "queued",
+        "sealed",
+        "segments",
+        "states",
+        "watches",
+    )
+
+    def __init__(
+        self,
+        jid0: int,
+        function: Function,
+        context: tuple[int, bytes],
+        options: JobOptions,
+        depth: int,
+        created: float,
+        arguments: bytes | None,
+    ) -> None:
+        self.jid0 = jid0
+        self.function = function
+        self.context = context
+        self.options = options
+        self.depth = depth
+        self.created = created
+        self.arguments = arguments
+        self.n_final = 0
+        self.n_waiting_on = 0
+        self.watches: list[Watch] | None = None
+        self.segments: list[tuple[int, int, bytes]] = []
+        self.attempts: dict[int, int] | None = None
+        self.queued = False
+        if arguments is not None:
+            self.n = 1
+            self.states = bytearray(b"\x01")
+            self.sealed = True
+            self.chunks: list[Chunk] = _NO_CHUNKS
+            self.free: deque[tuple[int, int]] = deque(((0, 1),))
+        else:
+            self.n = 0
+            self.states = bytearray()
+            self.sealed = False
+            self.chunks = []
+            self.free = deque()
+
+    @property
+    def is_map(self) -> bool:
+        """True for a map, whatever its length."""
+        return self.arguments is None
+
+    @property
+    def finished(self) -> bool:
+        """True when every job is in a final state and no more can come."""
+        return self.n_final == self.n and self.sealed
+
+    def chunk_at(self, index: int) -> Chunk:
+        """The chunk that holds an item's arguments."""
+        return self.chunks[bisect_right(self.chunks, index, key=_chunk_start) - 1]
+
+    def add_segment(self, start: int, n: int, outcome: bytes) -> None:
+        """Keep the outcome of a run of items."""
+        segments = self.segments
+        if not segments or segments[-1][0] < start:
+            segments.append((start, n, outcome))
+        else:
+            segments.insert(bisect_right(segments, start, key=_segment_start), (start, n, outcome))
+
+    def segment_at(self, index: int) -> tuple[int, int, bytes]:
+        """The segment that holds an item's outcome; the item must be final."""
+        segments = self.segments
+        if len(segments) == 1:
+            return segments[0]
+        return segments[bisect_right(segments, index, key=_segment_start) - 1]
+
+    def segments_in(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
+        """Segments that overlap the items from start to stop, in order."""
+        segments = self.segments
+        at = max(0, bisect_right(segments, start, key=_segment_start) - 1)
+        while at < len(segments) and segments[at][0] < stop:
+            if segments[at][0] + segments[at][1] > start:
+                yield segments[at]
+            at += 1
+
+    def attempt(self, index: int) -> int:
+        """Number of the present attempt, from 1."""
+        return 1 if self.attempts is None else self.attempts.get(index, 0) + 1
+
+    def next_attempt(self, index: int) -> None:
+        """Count one more attempt."""
+        if self.attempts is None:
+            self.attempts = {}
+        self.attempts[index] = self.attempts.get(index, 0) + 1
+
+    def next_free(self) -> tuple[int, int] | None:
+        """The first run of items that are queued and not given to a worker; drops finished ones on the way."""
+        free, states = self.free, self.states
+        while free:
+            start, stop = free[0]
+            if states[start] != QUEUED:
+                found = states.find(QUEUED, start, stop)
+                if found < 0:
+                    free.popleft()
+                    continue
+                start = found
+            if stop - start > 1 and states.count(QUEUED, start, stop) != stop - start:
+                end = start
+                while states[end] == QUEUED:
+                    end += 1
+                free[0] = (end, stop)
+                free.appendleft((start, end))
+                return start, end
+            free[0] = (start, stop)
+            return start, stop
+        return None
+
+    def take_free(self, stop: int) -> None:
+        """Note that the first run's items before ``stop`` were given out."""
+        start, end = self.free.popleft()
+        if stop < end:
+            self.free.appendleft((stop, end))
+
+
+_NO_CHUNKS: list[Chunk] = []
+
+
+def _chunk_start(chunk: Chunk) -> int:
+    return chunk.start
+
+
+def _segment_start(segment: tuple[int, int, bytes]) -> int:
+    return segment[0]
+
+
+class Watch:
+    """Told once when ``remaining`` jobs have finished, or of each.
+
+    Attributes:
+        start, stop: Indexes in the batch.
+        remaining: Jobs of that run still unfinished.
+        notify: Called with the batch, start and n of each finished run; must be quick and must not call the engine.
+    """
+
+    __slots__ = ("notify", "start", "stop")
+
+    def __init__(self, start: int, stop: int, notify: Any) -> None:
+        self.start = start
+        self.stop = stop
+        self.notify = notify
+
+
+class Store(ABC):
+    """Keeps batches. The embedded engine's is memory; a server's is a database."""
+
+    @abstractmethod
+    def new_jids(self, n: int) -> int:
+        """Reserve ``n`` consecutive jids and return the first. Jids start at 1 and are never used twice."""
+
+    @abstractmethod
+    def add(self, batch: Batch) -> None:
+        """Keep a new batch."""
+
+    @abstractmethod
+    def locate(self, jid: int) -> tuple[Batch, int]:
+        """The batch and index of a job.
+
+        Raises:
+            JobNotFound: Unknown, or deleted.
+        """
+
+    @abstractmethod
+    def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
+        """(batch, start, stop) of consecutive jobs, covering ``jids`` in order.
+
+        Raises:
+            JobNotFound: One of them is unknown or deleted.
+        """
+
+    @abstractmethod
+    def delete(self, batch: Batch, start: int, stop: int) -> None:
+        """Forget finished jobs. The batch goes when all its jobs are forgotten."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """All batches, oldest first, those with forgotten jobs included."""
+
+    @abstractmethod
+    def forgotten(self, batch: Batch, index: int) -> bool:
+        """True for a job that was deleted out of a batch still kept."""
+
+
+__all__ = ["Batch", "Chunk", "Store", "Watch"]

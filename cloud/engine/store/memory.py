@@ -1,0 +1,112 @@
+"""Keeps jobs in this process's memory, for as long as it lives."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from cloud.engine.store.base import Batch, Store
+from cloud.errors import JobNotFound
+from cloud.jobs import Jids
+
+
+
+class JidSource:
+    """Hands out jids; ``cloud.mp`` and the simulator share one, as PiCloud's did."""
+
+    def __init__(self) -> None:
+        self._next = 1
+
+    def take(self, n: int) -> int:
+        """Reserve n consecutive jids, return the first."""
+        first = self._next
+        self._next = first + n
+        return first
+
+    @property
+    def next(self) -> int:
+        """The jid handed out next."""
+        return self._next
+
+
+class MemoryStore(Store):
+    """Batches in dicts: a call under its jid, a map under its first."""
+
+    def __init__(self, jids: JidSource) -> None:
+        self._jids = jids
+        self._calls: dict[int, Batch] = {}
+        self._maps: list[Batch] = []
+        self._deleted: dict[int, set[int]] = {}
+
+    def new_jids(self, n: int) -> int:
+        return self._jids.take(n)
+
+    def add(self, batch: Batch) -> None:
+        if batch.arguments is not None:
+            self._calls[batch.jid0] = batch
+        else:
+            self._maps.append(batch)
+
+    def locate(self, jid: int) -> tuple[Batch, int]:
+        batch = self._calls.get(jid)
+        if batch is not None:
+            return batch, 0
+        at = bisect_right(self._maps, jid, key=_first_jid) - 1
+        if at >= 0:
+            batch = self._maps[at]
+            index = jid - batch.jid0
+            if index < batch.n and not self.forgotten(batch, index):
+                return batch, index
+        raise JobNotFound("Does not exist or was purged from cache", jid=jid)
+
+    def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
+        if type(jids) is range and jids.step == 1:
+            return list(self._contiguous(jids.start, jids.stop))
+        found = []
+        calls = self._calls
+        for jid in jids:
+            batch = calls.get(jid)
+            if batch is not None:
+                found.append((batch, 0, 1))
+            else:
+                batch, index = self.locate(jid)
+                if found and found[-1][0] is batch and found[-1][2] == index:
+                    found[-1] = (batch, found[-1][1], index + 1)
+                else:
+                    found.append((batch, index, index + 1))
+        return found
+
+    def _contiguous(self, jid: int, end: int) -> Iterator[tuple[Batch, int, int]]:
+        while jid < end:
+            batch, index = self.locate(jid)
+            stop = min(batch.n, index + end - jid)
+            deleted = self._deleted.get(batch.jid0)
+            if deleted:
+                for each in range(index, stop):
+                    if each in deleted:
+                        self.locate(batch.jid0 + each)
+            yield batch, index, stop
+            jid += stop - index
+
+    def delete(self, batch: Batch, start: int, stop: int) -> None:
+        if batch.arguments is not None:
+            self._calls.pop(batch.jid0, None)
+            return
+        deleted = self._deleted.setdefault(batch.jid0, set())
+        deleted.update(range(start, stop))
+        if len(deleted) == batch.n and batch.sealed:
+            del self._deleted[batch.jid0]
+            at = bisect_right(self._maps, batch.jid0, key=_first_jid) - 1
+            if self._maps[at] is batch:
+                del self._maps[at]
+
+    def batches(self) -> Iterator[Batch]:
+        yield from sorted([*self._calls.values(), *self._maps], key=_first_jid)
+
+    def forgotten(self, batch: Batch, index: int) -> bool:
+        deleted = self._deleted.get(batch.jid0)
+        return deleted is not None and index in deleted
+
+
+def _first_jid(batch: Batch) -> int:
+    return batch.jid0

@@ -1,0 +1,282 @@
+"""Who polls the executor: leader and followers, timers, and the helper that steps in when nobody waits.
+
+A thread that waits for jobs polls the executor itself, so that a result passes through no other thread. One thread
+leads at a time; others sleep until the leader finds them done, or until it leaves and hands the lead on. When work
+is under way and nobody has led for a few milliseconds, the helper thread leads, and gives way to the first that waits.
+
+::
+
+    result() ──► drive ──► lead: poll · timers · wake followers ──► done ──► hand the lead on
+                    └────► follow: sleep on a ticket ──► woken: done, or lead next
+
+Lock order: lead, then the engine's lock. ``poll`` runs without the engine's lock and takes it to report.
+"""
+
+from __future__ import annotations
+
+import heapq
+import signal
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final
+
+from cloud.engine.clock import Clock
+from cloud.engine.executor.base import Executor
+from cloud.errors import BackendClosed
+
+_HELP_AFTER_S: Final = 0.004
+
+
+class Timer:
+    """An action planned for a moment of the clock."""
+
+    __slots__ = ("action", "when")
+
+    def __init__(self, when: float, action: Callable[[], None]) -> None:
+        self.when = when
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """Do not do it. Idempotent."""
+        self.action = None
+
+
+class _Follower:
+    __slots__ = ("deadline", "done", "ticket")
+
+    def __init__(self, done: Callable[[], bool], deadline: float | None) -> None:
+        self.done = done
+        self.deadline = deadline
+        self.ticket = threading.Lock()
+        self.ticket.acquire()
+
+
+class Waiting:
+    """Waits of many threads over one executor.
+
+    Args:
+        executor: Polled by whoever leads.
+        clock: Deadlines and timers are moments of its ``monotonic``.
+        lock: The engine's.
+        busy: True while anything is unfinished, so that somebody must poll.
+    """
+
+    def __init__(self, executor: Executor, clock: Clock, lock: Any, busy: Callable[[], bool]) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._lock = lock
+        self._busy = busy
+        self._lead_lock = threading.Lock()
+        self._led_at = 0.0
+        self._followers: list[_Follower] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = count()
+        self._helper: threading.Thread | None = None
+        self._helping = False
+        self._give_way = False
+        self._parked = threading.Event()
+        self._unpark = threading.Event()
+        self.closed = False
+
+    # --- timers -------------------------------------------------------------------------------------------------------
+
+    def call_later(self, delay_s: float, action: Callable[[], None]) -> Timer:
+        """Call ``action`` under the engine's lock after a delay of the clock."""
+        timer = Timer(self._clock.monotonic() + delay_s, action)
+        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+        if self._timers[0][2] is timer and self._lead_lock.locked():
+            self._executor.interrupt()
+        self.need_helper()
+        return timer
+
+    def next_timer(self) -> float | None:
+        """The moment of the next timer, or None."""
+        timers = self._timers
+        while timers and timers[0][2].action is None:
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
+
+    def run_timers(self) -> None:
+        """Do what is due. Under the engine's lock."""
+        while (when := self.next_timer()) is not None and when <= self._clock.monotonic():
+            action = heapq.heappop(self._timers)[2].action
+            if action is not None:
+                action()
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Block until ``done()`` or the deadline; poll meanwhile if nobody else does.
+
+        Returns:
+            What ``done()`` said last.
+
+        Raises:
+            BackendClosed: The engine was closed meanwhile.
+            KeyboardInterrupt: In the main thread; jobs are not affected.
+        """
+        while not done():
+            if self.closed:
+                raise BackendClosed("cloud was closed while waiting for jobs")
+            if deadline is not None and self._clock.monotonic() >= deadline:
+                return done()
+            if self._lead_lock.acquire(blocking=False):
+                self._lead(done, deadline)
+            elif self._helping:
+                self._give_way = True
+                self._executor.interrupt()
+                if self._lead_lock.acquire(timeout=0.05):
+                    self._lead(done, deadline)
+            else:
+                self._follow(done, deadline)
+        return True
+
+    def poll_once(self) -> None:
+        """Look for events without blocking, unless somebody leads already."""
+        if self._lead_lock.acquire(blocking=False):
+            try:
+                self._executor.poll(0.0, may_jump=False)
+            finally:
+                self._leave()
+
+    def _lead(self, done: Callable[[], bool], deadline: float | None) -> None:
+        try:
+            with _DeferredInterrupt() as interrupt:
+                interrupt.wake = self._executor.interrupt
+                while not done() and not self.closed:
+                    if interrupt.pending or not self._step(deadline):
+                        return
+        finally:
+            self._leave()
+
+    def _step(self, deadline: float | None) -> bool:
+        """Poll once, at most until the deadline; False when that has passed."""
+        now = self._clock.monotonic()
+        if deadline is not None and now >= deadline:
+            return False
+        until = deadline
+        if self._timers or self._followers:
+            with self._lock:
+                moments = [follower.deadline for follower in self._followers] + [self.next_timer(), deadline]
+            until = min((moment for moment in moments if moment is not None), default=None)
+        self._executor.poll(None if until is None else max(0.0, until - now), may_jump=not self._helping)
+        if self._timers or self._followers:
+            with self._lock:
+                self.run_timers()
+                self._wake_followers()
+        return True
+
+    def _leave(self) -> None:
+        self._led_at = time.monotonic()
+        self._lead_lock.release()
+        if self._followers:
+            with self._lock:
+                if self._followers:
+                    self._followers.pop(0).ticket.release()
+
+    def _follow(self, done: Callable[[], bool], deadline: float | None) -> None:
+        follower = _Follower(done, deadline)
+        with self._lock:
+            self._followers.append(follower)
+        try:
+            # A leader that left before we stood in the list saw nobody to hand the lead to.
+            if self._lead_lock.locked() and not self.closed:
+                timeout = -1.0
+                if deadline is not None and not self._executor.simulated:
+                    timeout = max(0.0, deadline - self._clock.monotonic())
+                follower.ticket.acquire(timeout=timeout)
+        finally:
+            with self._lock:
+                if follower in self._followers:
+                    self._followers.remove(follower)
+
+    def _wake_followers(self) -> None:
+        now = self._clock.monotonic()
+        for follower in self._followers[:]:
+            if follower.done() or (follower.deadline is not None and now >= follower.deadline):
+                self._followers.remove(follower)
+                follower.ticket.release()
+
+    # --- the helper ---------------------------------------------------------------------------------------------------
+
+    def need_helper(self) -> None:
+        """There is work under way: see that somebody polls, now or soon."""
+        if self._helper is None:
+            self._helper = threading.Thread(target=self._help, name="cloud-helper", daemon=True)
+            self._helper.start()
+        elif self._parked.is_set():
+            self._unpark.set()
+
+    def _help(self) -> None:
+        while not self.closed:
+            if not self._busy() and not self._timers:
+                self._unpark.clear()
+                self._parked.set()
+                if not self._busy() and not self._timers and not self.closed:
+                    self._unpark.wait()
+                self._parked.clear()
+                continue
+            wait_s = self._led_at + _HELP_AFTER_S - time.monotonic()
+            if self._lead_lock.locked() or wait_s > 0:
+                self._unpark.wait(max(wait_s, _HELP_AFTER_S / 2))
+                continue
+            if self._lead_lock.acquire(blocking=False):
+                try:
+                    self._helping = True
+                    while (self._busy() or self._timers) and not self._give_way and not self.closed:
+                        self._step(None)
+                finally:
+                    self._helping = self._give_way = False
+                    self._leave()
+
+    def close(self) -> None:
+        """Wake everybody; waits then raise BackendClosed. Idempotent; bounded."""
+        self.closed = True
+        self._unpark.set()
+        self._executor.interrupt()
+        with self._lock:
+            for follower in self._followers:
+                follower.ticket.release()
+            self._followers.clear()
+        if self._helper is not None and self._helper is not threading.current_thread():
+            self._helper.join(5.0)
+
+
+class _DeferredInterrupt:
+    """Holds Ctrl-C back while the main thread polls, so that it never falls between two halves of an event."""
+
+    __slots__ = ("_before", "pending", "wake")
+
+    def __init__(self) -> None:
+        self.pending = False
+        self.wake: Callable[[], None] | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> _DeferredInterrupt:
+        if (
+            threading.get_ident() == _MAIN_IDENT[0]
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.pending = True
+        if self.wake is not None:
+            self.wake()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            if self.pending:
+                raise KeyboardInterrupt
+
+
+_MAIN_IDENT: Final = [threading.main_thread().ident]
+
+
+def forget_main_thread() -> None:
+    """After a fork in a thread, that thread is the child's main thread."""
+    _MAIN_IDENT[0] = threading.main_thread().ident

@@ -1,0 +1,157 @@
+"""The worker's end of the channel: frames in, frames out, and requests to the engine from inside jobs.
+
+Whoever waits reads: the loop between jobs, or the thread of a job that waits for a reply. One reads at a time and
+hands the others what is theirs. Descriptors and ``os.read`` rather than socket objects: importing ``socket`` would
+cost each program's first result 7 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from cloud.engine import channel as ch
+from cloud.serialization import pickling
+
+_READ_BYTES: Final = 1 << 18
+
+
+class LinkClosed(Exception):
+    """The engine closed the channel, or is gone."""
+
+
+class Link:
+    """A connection to the engine over the descriptor of a stream socket.
+
+    Attributes:
+        frames: Frames read and not yet handled by the loop, (kind, body) in order.
+        before_request: Called before a request is sent, in its thread.
+        interruptible: True while a wait for a reply may be broken off by an exception without losing data.
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._inode = os.fstat(fd).st_ino
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._buffer = bytearray()
+        self.frames: deque[tuple[int, bytes]] = deque()
+        self.interruptible = False
+        self.before_request: Callable[[], None] | None = None
+        self._write_lock = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
+        self._reading = False
+        self._n_requests = 0
+        self._replies: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
+
+    def receive_settings(self) -> dict[str, Any]:
+        """Wait for the SETTINGS frame that opens every connection."""
+        while not self.frames:
+            self.receive(0.0)
+        kind, body = self.frames.popleft()
+        assert kind == ch.SETTINGS
+        settings: dict[str, Any] = pickling.loads(body)
+        return settings
+
+    def receive(self, spin_s: float) -> None:
+        """Wait until at least one frame is in ``frames``.
+
+        Args:
+            spin_s: How long to look again and again before sleeping; waking up costs more than a short look.
+
+        Raises:
+            LinkClosed: The engine is gone.
+        """
+        if self._n_requests:
+            # Threads that a job left behind may be waiting for replies: share the reading with them.
+            while not self.frames:
+                self._read_in_turn(None)
+            return
+        if spin_s:
+            until = time.monotonic() + spin_s
+            while True:
+                if self._read() and self.frames:
+                    return
+                if time.monotonic() > until:
+                    break
+        while not self.frames:
+            self._poll.poll()
+            self._read()
+
+    def send(self, data: bytes) -> None:
+        """Write all of ``data``. Blocks while the engine does not read.
+
+        Raises:
+            LinkClosed: The engine is gone, or a job closed our descriptor.
+        """
+        with self._write_lock:
+            view = memoryview(data)
+            while view:
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:
+                    waiter = select.poll()
+                    waiter.register(self._fd, select.POLLOUT)
+                    waiter.poll()
+                except OSError as exc:
+                    raise LinkClosed from exc
+
+    def request(self, content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> tuple[dict[str, Any], list[bytes]]:
+        """Ask the engine something from inside a job and wait for its reply. Thread-safe.
+
+        Raises:
+            LinkClosed: The engine is gone.
+        """
+        if self.before_request is not None:
+            self.before_request()
+        with self._turn:
+            self._n_requests += 1
+            number = self._n_requests
+        self.send(ch.pack_message(ch.REQUEST, number, content, blobs))
+        while number not in self._replies:
+            self._read_in_turn(number)
+        return self._replies.pop(number)
+
+    def _read_in_turn(self, number: int | None) -> None:
+        with self._turn:
+            while self._reading:
+                self._turn.wait()
+                if number in self._replies or (number is None and self.frames):
+                    return
+            self._reading = True
+        try:
+            if number not in self._replies:
+                self.interruptible = True
+                try:
+                    self._poll.poll()
+                finally:
+                    self.interruptible = False
+                self._read()
+        finally:
+            with self._turn:
+                self._reading = False
+                self._turn.notify_all()
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            raise LinkClosed from exc
+        if not data:
+            raise LinkClosed
+        self._buffer += data
+        for kind, body in ch.split_frames(self._buffer):
+            if kind == ch.REPLY:
+                number, content, blobs = ch.unpack_message(body)
+                self._replies[number] = content, blobs
+            else:
+                self.frames.append((kind, body))
+        return True

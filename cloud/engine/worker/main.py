@@ -1,0 +1,421 @@
+"""The worker's loop: takes frames from the engine, runs what they hold, sends outcomes back.
+
+One thread, the process's main thread, runs all jobs: signals raise there. Outcomes are sent when nothing more is
+waiting to be run, or a millisecond after the last sending; a signal from the engine (``POKE``) sends what is held
+back while an item turns out to be long.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from cloud.engine import channel as ch
+from cloud.engine.worker.capture import Capture
+from cloud.engine.worker.link import Link, LinkClosed
+from cloud.engine.worker.run import Call, pack_ended, run_call
+from cloud.engine.worker.surroundings import Surroundings
+from cloud.errors import KilledException
+from cloud.jobs import DONE, PACKED, STDERR, STDOUT, pack_outcome, pack_value
+from cloud.serialization import pickling
+
+INTERRUPT: Final = signal.SIGINT
+POKE: Final = signal.SIGURG
+"""Ignored by default, so a poke that meets a job's own handlers does no harm."""
+
+_FLUSH_S: Final = 0.001
+_SMALL_S: Final = 0.0001
+"""Items of a map that ran shorter than this share one outcome record with their neighbours."""
+
+
+
+class Worker:
+    """One worker process's state.
+
+    Args:
+        link: The socket to the engine.
+        page: The shared page.
+        settings: ``spin_s``, ``output_limit_bytes``, ``max_transmit_bytes``, ``thread_defaults``, ``capture``.
+    """
+
+    def __init__(self, link: Link, page: ch.Page, settings: dict[str, Any]) -> None:
+        self.link = link
+        self.slots = page.slots
+        self.settings = settings
+        self.pid = os.getpid()
+        self._main_thread = threading.get_ident()
+        self.depth = 0
+        self._jid_offset = 0
+        self._dirty = [False]
+        self.namespace = _fresh_main()
+        self._surroundings = Surroundings(self._dirty, settings["thread_defaults"])
+        self._capture = Capture(self._dirty, settings["output_limit_bytes"])
+        self._contexts: dict[int, tuple[Any, ...]] = {}
+        self._context = 0
+        self._payloads: dict[int, bytes] = {}
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._chunks: dict[int, tuple[int, Any]] = {}
+        self._held: list[bytes] = []
+        self._flushed_at = 0.0
+        self._results: list[Any] = []
+        self._results_at = 0
+        self._run_started = (0.0, 0.0)
+        link.before_request = self._flush_before_request
+        signal.signal(INTERRUPT, self._on_interrupt)
+        signal.signal(POKE, self._on_poke)
+        self._surroundings._handlers.clear()
+
+    @property
+    def jid(self) -> int:
+        """The job that runs."""
+        return self._jid_offset + int(self.slots[ch.CURRENT])
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Serve until the engine closes the socket."""
+        handlers: dict[int, Callable[[bytes], None]] = {
+            ch.CONTEXT: self._on_context,
+            ch.FUNCTION: self._on_function,
+            ch.CHUNK: self._on_chunk,
+            ch.RUN: self._on_run,
+            ch.RANGE: self._on_range,
+            ch.FORGET: self._on_forget,
+            ch.RESUME: self._on_resume,
+        }
+        frames = self.link.frames
+        while True:
+            while frames:
+                kind, body = frames.popleft()
+                handlers[kind](body)
+            if self._held:
+                self._flush()
+            self.link.receive(self.settings["spin_s"])
+
+    def _on_context(self, body: bytes) -> None:
+        number = ch.ID.unpack_from(body)[0]
+        if len(self._contexts) > 64:
+            self._contexts.clear()
+        self._contexts[number] = pickling.loads(body[ch.ID.size :])
+
+    def _on_function(self, body: bytes) -> None:
+        self._payloads[ch.ID.unpack_from(body)[0]] = body[ch.ID.size :]
+
+    def _on_forget(self, body: bytes) -> None:
+        token = ch.ID.unpack_from(body)[0]
+        self._payloads.pop(token, None)
+        self._functions.pop(token, None)
+
+    def _on_chunk(self, body: bytes) -> None:
+        token, kind, n = ch.CHUNK_HEAD.unpack_from(body)
+        offset = ch.CHUNK_HEAD.size
+        if kind == ch.SEPARATE_CHUNK:
+            items: Any = []
+            lengths = memoryview(body)[offset : offset + 4 * n].cast("I")
+            offset += 4 * n
+            for length in lengths:
+                items.append(body[offset : offset + length])
+                offset += length
+        else:
+            items = pickling.loads_list(memoryview(body)[offset:])
+        if len(self._chunks) >= ch.MAX_CHUNKS:
+            self._chunks.pop(next(iter(self._chunks)))
+        self._chunks[token] = kind, items
+
+    def _on_resume(self, body: bytes) -> None:
+        # Frames come in order: what was taken back lay before this one and met the limit; what follows is new.
+        self.slots[ch.LIMIT] = ch.NO_LIMIT
+        self._flush()
+        self.link.send(ch.frame(ch.STOPPED, body))
+
+    # --- one call -----------------------------------------------------------------------------------------------------
+
+    def _on_run(self, body: bytes) -> None:
+        position, jid, token, context, attempt, depth, flags = ch.RUN_HEAD.unpack_from(body)
+        slots = self.slots
+        slots[ch.CURRENT] = position
+        if position >= slots[ch.LIMIT]:
+            return
+        offset = ch.RUN_HEAD.size
+        extras: dict[str, str] = {}
+        if flags & ch.EXTRAS:
+            length = int.from_bytes(body[offset : offset + 4], "little")
+            extras = pickling.loads(body[offset + 4 : offset + 4 + length])
+            offset += 4 + length
+        self._jid_offset, self.depth = jid - position, depth
+
+        def load() -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+            function = self._function(token, context, extras, keep=bool(flags & ch.KEEP_FUNCTION))
+            args, kwargs = pickling.loads(memoryview(body)[offset:], self.namespace)
+            return function, args, kwargs
+
+        self._run(load, position, flags)
+
+    def _run(self, load: Callable[[], Any], position: int, flags: int) -> None:
+        call = Call(
+            load, self.namespace, profile=bool(flags & ch.PROFILE_FLAG), fast_pickle=bool(flags & ch.FAST_PICKLE)
+        )
+        outcome = run_call(call, self.pid, self._end_of_output, self.settings["max_transmit_bytes"])
+        self._hold(position, 1, outcome)
+        self._tidy()
+        now = time.monotonic()
+        if flags & ch.DELIVER or now - self._flushed_at > _FLUSH_S:
+            self._flush()
+
+    def _function(
+        self, token: int, context: int, extras: dict[str, str], *, keep: bool
+    ) -> Callable[..., Any]:
+        if context != self._context or extras:
+            # Not kept if it raises: the next job then tries, and reports, again.
+            self._context = 0
+            self._surroundings.apply(self._with_extras(self._contexts[context], extras))
+            if not extras:
+                self._context = context
+        function = self._functions.get(token)
+        if function is None:
+            function = pickling.loads(self._payloads[token], self.namespace)
+            if keep:
+                self._functions[token] = function
+        return function
+
+    def _with_extras(self, context: tuple[Any, ...], extras: dict[str, str]) -> tuple[Any, ...]:
+        path, cwd, environ, level = context
+        return path, cwd, {**environ, **extras}, level
+
+    # --- a run of map items -------------------------------------------------------------------------------------------
+
+    def _on_range(self, body: bytes) -> None:
+        position, jid, token, context, attempt, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
+        extras: dict[str, str] = {}
+        if flags & ch.EXTRAS:
+            extras = pickling.loads(body[ch.RANGE_HEAD.size + 4 :])
+        kind, items = self._chunks[chunk]
+        self.depth = depth
+        self._jid_offset = jid - position
+        small = not flags & (ch.PROFILE_FLAG | ch.DELIVER | ch.FAST_PICKLE)
+        if not small or kind == ch.SEPARATE_CHUNK:
+            self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
+            return
+        try:
+            function = self._function(token, context, extras, keep=True)
+        except BaseException:  # noqa: BLE001 - each item reports it as its own
+            self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
+            return
+        self._many(function, kind == ch.TUPLES_CHUNK, items, position, jid, first, n)
+
+    def _one_by_one(
+        self,
+        position: int,
+        jid: int,
+        token: int,
+        context: int,
+        extras: dict[str, str],
+        flags: int,
+        kind: int,
+        items: Any,
+        first: int,
+        n: int,
+    ) -> None:
+        slots = self.slots
+        for index in range(n):
+            item = items[first + index]
+
+            def load(item: Any = item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+                function = self._function(token, context, extras, keep=True)
+                if kind == ch.SEPARATE_CHUNK:
+                    return function, pickling.loads(item, self.namespace), {}
+                return function, item if kind == ch.TUPLES_CHUNK else (item,), {}
+
+            slots[ch.CURRENT] = position + index
+            if position + index >= slots[ch.LIMIT]:
+                return
+            self._run(load, position + index, flags)
+
+    def _many(
+        self, function: Callable[..., Any], spread: bool, items: list[Any], position: int, jid: int, first: int, n: int
+    ) -> None:
+        """Run small items with as little as possible between them; one that is not small gets a record of its own."""
+        slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
+        current, limit = ch.CURRENT, ch.LIMIT
+        results = self._results
+        self._begin_run(position)
+        last = self._run_started[1]
+        for here in range(position, position + n):
+            slots[current] = here
+            if here >= slots[limit]:
+                break
+            item = items[first]
+            first += 1
+            error: BaseException | None = None
+            value: Any = None
+            try:
+                value = function(*item) if spread else function(item)
+            except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
+                error = exc
+            now = clock()
+            if error is None and type(value) in atoms and not dirty[0] and now - last < _SMALL_S:
+                results.append(value)
+                last = now
+                if now - self._run_started[1] > _FLUSH_S:
+                    self._pack_run(now)
+                    self._flush()
+                    self._begin_run(here + 1)
+                    last = self._run_started[1]
+                continue
+            if results:
+                self._pack_run(last, take_output=False)
+            outcome = pack_ended(
+                (value, error),
+                Call(_no_load, self.namespace),
+                (self.pid, time.time() - (now - last), now - last, 0.0, 0.0, 0),
+                self._end_of_output,
+                self.settings["max_transmit_bytes"],
+            )
+            self._hold(here, 1, outcome)
+            self._tidy()
+            self._flush()
+            self._begin_run(here + 1)
+            last = self._run_started[1]
+        if results:
+            self._pack_run(last)
+
+    def _begin_run(self, position: int) -> None:
+        self._results_at = position
+        self._run_started = (time.time(), time.perf_counter())
+
+    def _pack_run(self, ended: float, *, take_output: bool = True) -> None:
+        results = self._results
+        if not results:
+            return  # a poke came between the look and this call
+        started, began = self._run_started
+        content = pickling.dumps_list(results)
+        out, err = self._end_of_output() if take_output else (b"", b"")
+        if out or err:
+            # Written below sys.stdout by one of these small items: which one cannot be told.
+            sections = [(PACKED, content), (STDOUT, out), (STDERR, err)]
+            packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=ended - began)
+        else:
+            packed = pack_value(PACKED, content, self.pid, started, ended - began, 0.0, 0.0, 0)
+        self._hold(self._results_at, len(results), packed)
+        results.clear()
+
+    # --- between jobs -------------------------------------------------------------------------------------------------
+
+    def _end_of_output(self) -> tuple[bytes, bytes]:
+        out, err = self._capture.take()
+        if out or err:
+            self.slots[ch.OUT], self.slots[ch.ERR] = self._capture.starts
+        return out, err
+
+    def _tidy(self) -> None:
+        if self._dirty[0] or sys.path != self._surroundings.path:
+            if os.getpid() != self.pid:
+                os._exit(0)  # a child that the job forked and that returned into our loop
+            self._surroundings.restore()
+            self._dirty[0] = False
+
+    def _hold(self, position: int, n: int, outcome: bytes) -> None:
+        self._held.append(ch.OUTCOME_HEAD.pack(len(outcome) + 12, ch.OUTCOME, position, n) + outcome)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            self.link.send(b"".join(held))
+        self._flushed_at = time.monotonic()
+
+    def _flush_before_request(self) -> None:
+        # What the job asks about may be an outcome that is still held here.
+        if threading.get_ident() == self._main_thread:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        n = len(self._results)
+        if n:
+            self._pack_run(time.perf_counter(), take_output=False)
+            self._begin_run(self._results_at + n)
+        self._flush()
+
+    # --- signals ------------------------------------------------------------------------------------------------------
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.slots[ch.KILL] == self.slots[ch.CURRENT]:
+            if self.link.interruptible or _inside_job(frame):
+                raise KilledException("Job terminated by user")
+        elif _inside_job(frame):
+            raise KeyboardInterrupt
+
+    def _on_poke(self, number: int, frame: FrameType | None) -> None:
+        if self.link.interruptible or _inside_job(frame):
+            self._send_held()
+
+
+def _inside_job(frame: FrameType | None) -> bool:
+    """True when the interrupted code is the user's, or ours at a place that calls it, and none of ours below.
+
+    The frame that calls a C function of the user's is our own. Outside the call itself a poke is harmless there, and a
+    kill ends the worker, which is what follows a kill anyway.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename in _OWN_FILES:
+            return frame.f_code.co_name in _CALLERS
+        frame = frame.f_back
+    return False
+
+
+_CALLERS: Final = frozenset({"run_call", "_many", "_profiled", "load"})
+_OWN_FILES: Final = frozenset(
+    {
+        __file__,
+        run_call.__code__.co_filename,
+        Capture.__init__.__code__.co_filename,
+        Link.__init__.__code__.co_filename,
+        Surroundings.__init__.__code__.co_filename,
+    }
+)
+
+
+def _no_load() -> NoReturn:
+    raise AssertionError("this call has ended")
+
+
+def _fresh_main() -> pickling.Namespace:
+    """A ``__main__`` of the program's own for its functions, in the place where ``import __main__`` looks."""
+    from types import ModuleType
+
+    module = ModuleType("__main__")
+    module.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = module
+    return pickling.Namespace(module.__dict__)
+
+
+def serve(socket_fd: int, page_fd: int) -> NoReturn:
+    """Be a worker until the engine goes away."""
+    link = Link(socket_fd)
+    try:
+        page = ch.Page(page_fd)
+        os.close(page_fd)
+        worker = Worker(link, page, link.receive_settings())
+        _CURRENT.append(worker)
+        worker.loop()
+    except LinkClosed:
+        pass
+    finally:
+        # Not sys.exit: atexit handlers of the template's or the user's must not run here.
+        os._exit(0)
+
+
+_CURRENT: deque[Worker] = deque(maxlen=1)
+
+
+def current_worker() -> Worker | None:
+    """The worker this process is, or None in any other process."""
+    if _CURRENT and _CURRENT[0].pid == os.getpid():
+        return _CURRENT[0]
+    return None

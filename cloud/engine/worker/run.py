@@ -1,0 +1,214 @@
+"""Runs one job: from pickled function and arguments to a packed outcome. The same in a worker and in the simulator."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+from cloud.errors import KilledException
+from cloud.jobs import (
+    DONE,
+    ERROR,
+    ERROR_CHAIN,
+    ERROR_TEXT,
+    KILLED,
+    PROFILE,
+    REPORT,
+    STDERR,
+    STDOUT,
+    VALUE,
+    pack_outcome,
+    pack_value,
+)
+from cloud.serialization import pickling
+
+_RUSAGE: Final = resource.getrusage
+_SELF: Final = resource.RUSAGE_SELF
+# Linux counts kilobytes, macOS bytes.
+_RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
+
+
+class Call:
+    """One job's function and arguments, still to be rebuilt where they run.
+
+    Attributes:
+        load: Rebuilds them: returns (function, args, kwargs).
+        namespace: The program's ``__main__`` here.
+    """
+
+    __slots__ = ("fast_pickle", "load", "namespace", "profile", "report")
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]],
+        namespace: pickling.Namespace,
+        *,
+        profile: bool = False,
+        fast_pickle: bool = False,
+    ) -> None:
+        self.load = load
+        self.namespace = namespace
+        self.profile = profile
+        self.fast_pickle = fast_pickle
+        self.report: bytes | None = None
+
+
+def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], max_result_bytes: int = 0) -> bytes:
+    """Run one job to its end, whatever it does, and pack how it ended.
+
+    Args:
+        call: What to run.
+        pid: Process id to report.
+        output: Gives what the job printed, once it has ended.
+        max_result_bytes: Larger results are errors; 0 means no limit.
+
+    Returns:
+        A packed outcome: DONE with a value, ERROR, or KILLED.
+    """
+    before = _RUSAGE(_SELF)
+    started = time.time()
+    clock = time.perf_counter
+    began = clock()
+    value: Any = None
+    error: BaseException | None = None
+    sections: list[tuple[int, bytes]] = []
+    try:
+        function, args, kwargs = call.load()
+        if call.profile:
+            value = _profiled(function, args, kwargs, sections)
+        else:
+            value = function(*args, **kwargs)
+    except BaseException as exc:  # noqa: BLE001 - whatever the user's code raises is this job's outcome
+        error = exc
+    runtime_s = clock() - began
+    after = _RUSAGE(_SELF)
+    usage = (
+        pid,
+        started,
+        runtime_s,
+        after.ru_utime - before.ru_utime,
+        after.ru_stime - before.ru_stime,
+        after.ru_maxrss // _RSS_UNIT,
+    )
+    return pack_ended((value, error), call, usage, output, max_result_bytes, sections)
+
+
+def pack_ended(
+    ended: tuple[Any, BaseException | None],
+    call: Call,
+    usage: tuple[int, float, float, float, float, int],
+    output: Callable[[], tuple[bytes, bytes]],
+    max_result_bytes: int,
+    sections: list[tuple[int, bytes]] | None = None,
+) -> bytes:
+    """Pack how a job ended.
+
+    Args:
+        ended: Its value, and what it raised or None.
+        call: What was run.
+        usage: Process id, start (epoch seconds), runtime, user and system CPU in seconds, peak memory in kB.
+        output: Gives what it printed.
+        max_result_bytes: As for ``run_call``.
+        sections: Further sections of the outcome.
+    """
+    value, error = ended
+    status, content = DONE, b""
+    sections = [] if sections is None else sections
+    if error is None:
+        try:
+            content = _pickle_result(value, call, max_result_bytes)
+        except BaseException as exc:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
+            error = _unpicklable_result(value, exc)
+    if error is not None:
+        status = KILLED if isinstance(error, KilledException) else ERROR
+        sections += _error_sections(error, call.namespace)
+        # The traceback refers to every frame of the job, and those to all its data.
+        error.__traceback__ = None
+    out, err = output()
+    if status == DONE:
+        if not (out or err or sections or call.report):
+            return pack_value(VALUE, content, *usage)
+        sections.append((VALUE, content))
+    if out:
+        sections.append((STDOUT, out))
+    if err:
+        sections.append((STDERR, err))
+    if call.report:
+        sections.append((REPORT, call.report))
+    pid, started, runtime_s, user_s, system_s, rss_kb = usage
+    return pack_outcome(
+        status,
+        sections,
+        pid=pid,
+        started=started,
+        runtime_s=runtime_s,
+        cpu_user_s=user_s,
+        cpu_system_s=system_s,
+        max_rss_kb=rss_kb,
+    )
+
+
+def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
+    if type(value) in pickling.ATOMS or call.fast_pickle:
+        content = pickling.dumps_plain(value)
+    else:
+        content = pickling.dumps_result(value, call.namespace)
+    if max_result_bytes and len(content) > max_result_bytes:
+        from cloud.errors import PayloadTooLarge
+
+        raise PayloadTooLarge(
+            f"Excessive data ({len(content)} bytes) transmitted: the result is larger than max_transmit_data "
+            f"({max_result_bytes} bytes)",
+            hint="Return less, store it with cloud.files, or raise cloud.config.max_transmit_data.",
+        )
+    return content
+
+
+def _unpicklable_result(value: Any, cause: BaseException) -> BaseException:
+    from cloud.errors import PayloadTooLarge
+    from cloud.serialization.explain import cannot_pickle
+
+    if isinstance(cause, PayloadTooLarge | KilledException):
+        return cause
+    try:
+        error = cannot_pickle("the job's result", value, cause)
+    except Exception as exc:
+        return exc
+    error.__cause__ = cause if isinstance(cause, Exception) else None
+    return error
+
+
+def _error_sections(error: BaseException, namespace: pickling.Namespace) -> list[tuple[int, bytes]]:
+    from cloud.serialization.exceptions import dumps_exception, format_exception
+
+    text = format_exception(error, _user_frames(error.__traceback__))
+    sections = [(ERROR_TEXT, text.encode("utf-8", "backslashreplace"))]
+    try:
+        chain = dumps_exception(error, namespace)
+    except BaseException:  # noqa: BLE001 - the text above already tells what happened
+        chain = None
+    if chain is not None:
+        sections.append((ERROR_CHAIN, chain))
+    return sections
+
+
+def _user_frames(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _profiled(function: Any, args: Any, kwargs: Any, sections: list[tuple[int, bytes]]) -> Any:
+    import cProfile
+    import marshal
+
+    profile = cProfile.Profile()
+    try:
+        return profile.runcall(function, *args, **kwargs)
+    finally:
+        profile.create_stats()
+        sections.append((PROFILE, marshal.dumps(profile.stats)))  # type: ignore[attr-defined]

@@ -1,0 +1,152 @@
+"""A job's surroundings: import path, current directory, environment, signal handlers, logging level.
+
+A job sees those of its submission. What it changes is put back before the next job.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, Final
+
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def snapshot() -> tuple[Any, ...]:
+    """The surroundings of this process, as what a submission sends along and compares."""
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = ""  # the current directory was removed
+    logging = sys.modules.get("logging")
+    return (sys.path[:], cwd, dict(os.environ), None if logging is None else logging.root.level)
+
+
+def thread_defaults(n_cores: int, n_slots: int) -> dict[str, str]:
+    """Thread counts for numeric libraries, unless the user's environment sets them."""
+    threads = str(max(1, n_cores // max(1, n_slots)))
+    return dict.fromkeys(_THREAD_VARIABLES, threads)
+
+
+class Surroundings:
+    """Applies and restores surroundings in a worker process.
+
+    Args:
+        dirty: A one-item list; set to True by any change that ``restore`` would undo.
+        defaults: Environment variables set where a submission's environment lacks them.
+    """
+
+    def __init__(self, dirty: list[bool], defaults: dict[str, str]) -> None:
+        self._dirty = dirty
+        self._defaults = defaults
+        self.path: list[str] = sys.path[:]
+        self._cwd = ""
+        self._environ: dict[str, str] = dict(os.environ)
+        self._handlers: dict[int, Any] = {}
+        self._signals_changed = False
+        self._watch()
+
+    def _watch(self) -> None:
+        # A look at directory, environment and handlers after each job would cost more than a small job does:
+        # the calls that change them leave a note instead.
+        dirty = self._dirty
+
+        def noting(function: Any) -> Any:
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                dirty[0] = True
+                return function(*args, **kwargs)
+
+            wrapper.__name__ = wrapper.__qualname__ = function.__name__
+            wrapper.__doc__ = function.__doc__
+            wrapper.__module__ = function.__module__
+            return wrapper
+
+        for name in ("chdir", "fchdir", "putenv", "unsetenv"):
+            setattr(os, name, noting(getattr(os, name)))
+        set_handler = signal.signal
+
+        def noting_signal(signalnum: Any, handler: Any) -> Any:
+            dirty[0] = True
+            before = set_handler(signalnum, handler)
+            self._handlers.setdefault(int(signalnum), before)
+            return before
+
+        signal.signal = noting_signal
+        self._set_handler = set_handler
+        os.register_at_fork(after_in_child=lambda: dirty.__setitem__(0, True))
+
+    def apply(self, surroundings: tuple[Any, ...]) -> None:
+        """Take over the surroundings of a submission.
+
+        Raises:
+            OSError: The directory cannot be entered; the rest is applied.
+        """
+        path, cwd, environ, level = surroundings
+        environ = {**self._defaults, **environ}
+        self.path = path
+        if sys.path != path:
+            sys.path[:] = path
+            importlib = sys.modules.get("importlib")
+            if importlib is not None:
+                importlib.invalidate_caches()
+        self._environ = environ
+        self._restore_environ()
+        if level is not None:
+            _log_to_stderr(level)
+        if cwd and cwd != self._cwd:
+            self._cwd = ""
+            os.chdir(cwd)
+            self._cwd = cwd
+
+    def restore(self) -> None:
+        """Undo what a job changed."""
+        if sys.path != self.path:
+            sys.path[:] = self.path
+        if self._cwd:
+            try:
+                moved = os.getcwd() != self._cwd
+            except OSError:
+                moved = True
+            if moved:
+                try:
+                    os.chdir(self._cwd)
+                except OSError:
+                    pass  # removed meanwhile; the next job that needs it will say so
+        self._restore_environ()
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            if handler is not None:
+                self._set_handler(number, handler)
+
+    def _restore_environ(self) -> None:
+        now, wanted = os.environ, self._environ
+        if dict(now) == wanted:
+            return
+        for name in [name for name in now if name not in wanted]:
+            del now[name]
+        for name, value in wanted.items():
+            if now.get(name) != value:
+                now[name] = value
+
+
+def _log_to_stderr(level: int) -> None:
+    import logging
+
+    root = logging.root
+    if root.level != level:
+        root.setLevel(level)
+    if not root.handlers:
+        # Resolves sys.stderr at each record, as the job's stream is replaced between jobs.
+        class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+            @property
+            def stream(self) -> Any:
+                return sys.stderr
+
+            @stream.setter
+            def stream(self, value: Any) -> None:
+                pass
+
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
+        root.addHandler(handler)

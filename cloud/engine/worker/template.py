@@ -1,0 +1,248 @@
+"""The template: a clean, single-threaded process that forks workers on request and buries them.
+
+It imports nothing of the user's. It lives as long as the program: at the end of its control socket it kills every
+worker and every process they left behind. As their parent it alone signals and reaps workers, so a signal can never
+meet a process that merely reuses a worker's number.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, Final
+
+from cloud.engine.worker.main import serve
+from cloud.engine.worker.protocol import MESSAGE, N_DESCRIPTORS
+
+_IDLE_MS: Final = 30
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+class _Libc:
+    """``prctl``, where there is one. Linux only; elsewhere workers that escape their process group are not found."""
+
+    def __init__(self) -> None:
+        self._prctl: Any = None
+        if sys.platform == "linux" and "CLOUD_TEST_NO_PRCTL" not in os.environ:
+            import ctypes
+
+            self._prctl = ctypes.CDLL(None).prctl
+
+    def become_subreaper(self) -> None:
+        """Orphaned descendants become children of this process."""
+        if self._prctl is not None:
+            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def die_with_parent(self) -> None:
+        """Be killed when the thread that forked this process ends: the template has one thread only."""
+        if self._prctl is not None:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Template:
+    """The template's state.
+
+    Args:
+        control: Socket to the engine.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pids: dict[int, int] = {}  # worker id -> pid
+        self._ids: dict[int, int] = {}
+        self._libc = _Libc()
+        self._libc.become_subreaper()
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._woken, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Serve until the engine's end of the control socket closes; then leave no process behind."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        loaded = False
+        while True:
+            ready = dict(poll.poll(None if loaded else _IDLE_MS))
+            if not ready:
+                loaded = True
+                _load_for_nested_use()
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+                self._reap()
+            if self._control.fileno() in ready and not self._serve():
+                break
+        self._end()
+
+    def _serve(self) -> bool:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE.size, N_DESCRIPTORS)
+        except OSError:
+            return False
+        if not message:
+            return False
+        what, number, argument = MESSAGE.unpack(message)
+        if what == b"F":
+            self._fork(number, descriptors)
+        elif number in self._pids:
+            self._signal(self._pids[number], argument)
+        return True
+
+    def _signal(self, pid: int, number: int) -> None:
+        try:
+            if number == signal.SIGKILL:
+                os.killpg(pid, number)
+            else:
+                os.kill(pid, number)
+        except ProcessLookupError:
+            pass  # dead, and about to be reaped
+        except PermissionError:
+            os.kill(pid, number)  # macOS refuses a group that holds a zombie
+
+    def _fork(self, number: int, descriptors: list[int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            self._tell(b"D", number, -(exc.errno or 0) - 1000)
+            for fd in descriptors:
+                os.close(fd)
+            return
+        if pid == 0:
+            try:
+                self._become_worker(descriptors)
+            finally:
+                os._exit(70)
+        # Both sides set the group, so that it stands before either goes on.
+        self._pids[number] = pid
+        self._ids[pid] = number
+        for fd in descriptors:
+            os.close(fd)
+        self._tell(b"B", number, pid)
+
+    def _become_worker(self, descriptors: list[int]) -> None:
+        os.setsid()
+        self._libc.die_with_parent()
+        self._libc.become_subreaper()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in (self._control.detach(), self._woken, self._wake):
+            os.close(fd)
+        link, page, out, err = descriptors
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+        serve(link, page)
+
+    def _tell(self, what: bytes, number: int, argument: int) -> None:
+        try:
+            self._control.send(MESSAGE.pack(what, number, argument))
+        except OSError:
+            pass  # the engine is gone; the next look at the socket ends us
+
+    def _reap(self) -> None:
+        lost_one = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            number = self._ids.pop(pid, None)
+            if number is None:
+                continue
+            del self._pids[number]
+            # Its group first: whoever is left in it must not outlive the worker.
+            _kill_group(pid)
+            self._tell(b"D", number, status)
+            lost_one = True
+        if lost_one:
+            self._bury_orphans()
+
+    def _bury_orphans(self) -> None:
+        """Kill what dead workers left: as subreapers they and we inherit it, so it is now a child of ours."""
+        for pid in _children(os.getpid()):
+            if pid not in self._ids:
+                _kill_tree(pid)
+
+    def _end(self) -> None:
+        for pid in list(self._ids):
+            _kill_group(pid)
+        while True:
+            self._ids.clear()
+            self._bury_orphans()
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+            except InterruptedError:
+                continue
+
+
+def _load_for_nested_use() -> None:
+    """Import what jobs that submit jobs need, so that workers forked from now on have it."""
+    import json  # noqa: F401
+    import logging  # noqa: F401
+
+    import cloudpickle  # noqa: F401
+
+    import cloud.backends.worker
+    import cloud.current  # noqa: F401
+
+    gc.freeze()
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _kill_tree(pid: int) -> None:
+    # Stopped first, so that it cannot fork while its children are looked up.
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        for child in _children(pid):
+            _kill_tree(child)
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _children(pid: int) -> list[int]:
+    """Process ids of the children of a process; empty where /proc does not tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(each) for each in file.read().split()]
+    except OSError:
+        pass
+    found = []
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    for name in names:
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(name))
+    return found
+
+
+def main(control_fd: int) -> None:
+    """Entry point of the template process; returns when the program has ended."""
+    os.closerange(control_fd + 1, 4096)
+    Template(socket.socket(fileno=control_fd)).run()

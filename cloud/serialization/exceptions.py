@@ -1,0 +1,87 @@
+"""Exceptions <-> bytes, with their causes, contexts, notes and groups.
+
+Plain pickling of an exception drops its chain. Here each exception of the chain is pickled by itself and tried out
+where it was raised, so that one which cannot be rebuilt costs only its own place in the chain.
+"""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+from typing import Any, Final
+
+from cloud.serialization import pickling
+
+_MAX_DEPTH: Final = 50
+
+
+def dumps_exception(exc: BaseException, namespace: pickling.Namespace) -> bytes | None:
+    """Bytes of the exception and its chain, or None if the outermost cannot be rebuilt elsewhere."""
+    node = _to_node(exc, namespace, set(), 0)
+    return None if node is None or node[0] is None else pickling.dumps_plain(node)
+
+
+def loads_exception(content: bytes) -> BaseException | None:
+    """The exception of ``dumps_exception``, or None if it cannot be rebuilt in this process."""
+    try:
+        return _from_node(pickling.loads(content))
+    except Exception:
+        return None
+
+
+def _to_node(
+    exc: BaseException | None, namespace: pickling.Namespace, seen: set[int], depth: int
+) -> tuple[Any, ...] | None:
+    if exc is None or id(exc) in seen or depth > _MAX_DEPTH:
+        return None
+    seen.add(id(exc))
+    content: bytes | None
+    try:
+        content = pickling.dumps_result(exc, namespace)
+        if type(pickling.loads(content, namespace)) is not type(exc):
+            content = None
+    except Exception:
+        content = None
+    members = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    return (
+        content,
+        _to_node(exc.__cause__, namespace, seen, depth + 1),
+        _to_node(exc.__context__, namespace, seen, depth + 1),
+        exc.__suppress_context__,
+        [_to_node(member, namespace, seen, depth + 1) for member in members],
+    )
+
+
+def _from_node(node: tuple[Any, ...]) -> BaseException | None:
+    content = node[0]
+    exc = None if content is None else pickling.loads(content)
+    if isinstance(exc, BaseException):
+        _restore_chain(exc, node)
+        return exc
+    return None
+
+
+def _restore_chain(exc: BaseException, node: tuple[Any, ...]) -> None:
+    _, cause, context, suppress, members = node
+    exc.__cause__ = None if cause is None else _from_node(cause)
+    exc.__context__ = None if context is None else _from_node(context)
+    exc.__suppress_context__ = suppress
+    if isinstance(exc, BaseExceptionGroup):
+        for member, member_node in zip(exc.exceptions, members, strict=False):
+            if member_node is not None:
+                _restore_chain(member, member_node)
+
+
+def format_exception(exc: BaseException, start: TracebackType | None) -> str:
+    """The traceback as text, without the frames above the user's function.
+
+    Args:
+        exc: What the job raised.
+        start: Where the user's own frames begin; None shows the exception alone.
+    """
+    try:
+        lines = traceback.format_exception(type(exc), exc, start)
+    except Exception as failure:
+        # A raising __str__ or __notes__ of the user's exception must not hide that the job failed.
+        lines = [f"{type(exc).__name__} (its text cannot be shown: {type(failure).__name__})\n"]
+    return "".join(lines).rstrip("\n")
