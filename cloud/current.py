@@ -6,14 +6,18 @@ import atexit
 import os
 import sys
 import threading
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cloud.client.cloud import Cloud
 from cloud.configuration import CloudConfig, Settings, home_folder
+from cloud.jobs import FINISHED_LABELS
 
 if TYPE_CHECKING:
     from cloud.backends.base import Backend
     from cloud.engine.store.memory import JidSource
+    from cloud.resources.crons import CronEntry
     from cloud.resources.embedded import Resources
 
 
@@ -126,15 +130,18 @@ class _Process:
     # --- resources ----------------------------------------------------------------------------------------------------
 
     def resources(self) -> Resources:
-        from cloud.resources.embedded import Resources
+        from cloud.resources.embedded import Jobs, Resources
 
         home = home_folder()
         with self.lock:
             if self._resources is None or self._resources.home != home:
                 if self._resources is not None:
                     self._resources.close()
-                self._resources = Resources(home)
+                self._resources = Resources(home, Jobs(_dumps, _submit, _is_finished, _kill, self._now))
             return self._resources
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.cloud.now() if self.uses_simulator() else time.time(), UTC)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -162,6 +169,27 @@ def _worker() -> Any:
     # Looked up, not imported: only a process that is a worker has this module.
     main = sys.modules.get("cloud.engine.worker.main")
     return None if main is None else main.current_worker()
+
+
+def _dumps(func: Any, reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    return process.cloud.pickle_job(func, reserved)
+
+
+def _submit(entry: CronEntry) -> int:
+    return process.cloud.submit_pickled(entry.payload, entry.options, label=entry.label)
+
+
+def _is_finished(jid: int) -> bool:
+    from cloud.errors import JobNotFound
+
+    try:
+        return process.cloud.status(jid) in FINISHED_LABELS
+    except JobNotFound:
+        return True
+
+
+def _kill(jid: int) -> None:
+    process.cloud.kill(jid)
 
 
 process = _Process()

@@ -7,7 +7,7 @@ all speak in these.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
 
@@ -130,7 +130,7 @@ class JobOptions:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> JobOptions:
+    def from_dict(cls, values: Mapping[str, Any]) -> JobOptions:
         """Rebuild from ``as_dict``; unknown names are refused with TypeError."""
         options = cls()
         for name, value in values.items():

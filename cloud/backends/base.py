@@ -6,6 +6,7 @@ effect. Only ``wait`` and ``close`` block for jobs.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -56,8 +57,10 @@ class Backend(ABC):
     namespace: Namespace | None = None
 
     @abstractmethod
-    def submit(self, function: Function, arguments: bytes, options: JobOptions) -> int:
-        """Take one call; its jid."""
+    def submit(
+        self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None
+    ) -> int:
+        """Take one call; its jid. ``context``: its pickled surroundings if not those of this process now."""
 
     @abstractmethod
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
@@ -108,6 +111,10 @@ class Backend(ABC):
     @abstractmethod
     def connection_info(self) -> dict[str, Any]:
         """What ``cloud.connection_info`` tells of it."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock of its jobs."""
+        return time.time()
 
     @abstractmethod
     def close(self) -> None:

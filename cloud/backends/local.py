@@ -91,20 +91,22 @@ class LocalBackend(Backend):
         self._connection_type = connection_type
         self._contexts = Contexts()
 
-    def submit(self, function: Function, arguments: bytes, options: JobOptions) -> int:
-        return self.engine.submit(function, self._contexts.current(), arguments, options)
-
-    def submit_as(
-        self, function: Function, context: bytes, arguments: bytes, options: JobOptions, depth: int = 0
+    def submit(
+        self,
+        function: Function,
+        arguments: bytes,
+        options: JobOptions,
+        context: bytes | None = None,
+        depth: int = 0,
     ) -> int:
-        """Take a call with the surroundings of another process: of a job, or of a cron's registration."""
-        return self.engine.submit(function, self._contexts.intern(context), arguments, options, depth)
+        where = self._contexts.current() if context is None else self._contexts.intern(context)
+        return self.engine.submit(function, where, arguments, options, depth)
 
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
         return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.current(), options))
 
     def open_map_as(self, function: Function, context: bytes, options: JobOptions, depth: int) -> MapWriter:
-        """As ``submit_as``, for a map."""
+        """A map with the surroundings of another process: of the job that submits it."""
         return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.intern(context), options, depth))
 
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
@@ -147,6 +149,9 @@ class LocalBackend(Backend):
             "connection_type": self._connection_type,
             "num_procs": self.engine.executor.n_slots,
         }
+
+    def now(self) -> float:
+        return self.engine.clock.now()
 
     def close(self) -> None:
         self.engine.close()

@@ -89,7 +89,7 @@ class NestedRequests:
         payload, context, arguments = blobs
         options = JobOptions.from_dict(content["options"])
         function = self._function(content, payload)
-        reply({"jid": self._backend.submit_as(function, context, arguments, options, depth)})
+        reply({"jid": self._backend.submit(function, arguments, options, context, depth)})
 
     def _on_open_map(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         payload, context = blobs

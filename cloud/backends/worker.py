@@ -82,11 +82,13 @@ class WorkerBackend(Backend):
             raise kind(answer["text"], jid=answer["jid"])
         return answer, found
 
-    def submit(self, function: Function, arguments: bytes, options: JobOptions) -> int:
+    def submit(
+        self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None
+    ) -> int:
         answer, _ = self.ask(
             "submit",
             function.payload,
-            pickling.dumps_plain(snapshot()),
+            pickling.dumps_plain(snapshot()) if context is None else context,
             arguments,
             function=function.name,
             reusable=function.reusable,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from cloud.backends.base import Backend
 from cloud.client.arguments import check_call, chunks_of, iterators_of, pickle_call, too_large
@@ -13,9 +12,11 @@ from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
 from cloud.client.progress import watch
 from cloud.client.results import decode, failure
+from cloud.engine.worker import surroundings
 from cloud.errors import CloudException, CloudTimeoutError
 from cloud.jobs import (
     CALL_OPTIONS,
+    CRON_OPTIONS,
     DONE,
     STATUS_LABELS,
     JobOptions,
@@ -25,8 +26,12 @@ from cloud.jobs import (
     jid_list,
     split_options,
 )
+from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
 from cloud.serialization.functions import Function, FunctionCache
+
+if TYPE_CHECKING:
+    import asyncio
 
 _KILL_WAIT_S: Final = 10.0
 _MAX_READ_AHEAD: Final = 1024
@@ -203,6 +208,34 @@ class Cloud:
             raise too_large(len(function.payload), self._limit)
         return function
 
+    def pickle_job(self, func: Callable[..., Any], reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """A call of ``func()`` to be submitted later, perhaps by another process: (opaque bytes, its options).
+
+        Raises:
+            TypeError, ValueError: A reserved name is unknown here or has a bad value.
+            SerializationError: The function cannot be pickled.
+        """
+        kwargs = dict(reserved)
+        options, _ = split_options(kwargs, accept=CRON_OPTIONS)
+        if kwargs:
+            raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
+        function = self._pickled(func)
+        arguments = pickle_call((), {}, None, plain=True, limit=0)
+        job = (function.payload, function.name, function.reusable, arguments, surroundings.snapshot())
+        return pickling.dumps_plain(job), options.as_dict()
+
+    def submit_pickled(self, payload: bytes, options: Mapping[str, Any], label: str | None = None) -> int:
+        """Submit a job of ``pickle_job`` with the surroundings of then; its jid."""
+        content, name, reusable, arguments, context = pickling.loads(payload)
+        function = Function(content, name, reusable=reusable)
+        given = JobOptions.from_dict(options)
+        given.label = label
+        return self._open().submit(function, arguments, given, context=pickling.dumps_plain(context))
+
+    def now(self) -> float:
+        """Seconds since the epoch on the clock by which jobs run: virtual in the simulator."""
+        return self._open().now()
+
     def _watch(self, backend: Backend, jids: Jids, callbacks: dict[str, Any]) -> None:
         notify = self._callbacks.notifier(callbacks.get("_callback", []), callbacks.get("_callback_on_error", []))
         backend.on_each_final(jids, notify)
@@ -297,7 +330,7 @@ class Cloud:
         ids = jid_list(jids, "cloud.aresult")
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
-        call_off = self._open().when_final(ids, lambda: loop.call_soon_threadsafe(ready.set))
+        call_off = self._open().when_final(ids, lambda: _wake(loop, ready))
         try:
             await asyncio.wait_for(ready.wait(), _timeout(timeout))
         except TimeoutError:
@@ -397,7 +430,7 @@ class Cloud:
         """
         keys = keys_of(info_requested)
         backend = self._open()
-        return {jid: info_of(backend.describe(jid), keys, time.time()) for jid in jid_list(jids, "cloud.info")}
+        return {jid: info_of(backend.describe(jid), keys, backend.now()) for jid in jid_list(jids, "cloud.info")}
 
     def find(
         self,
@@ -556,6 +589,13 @@ class _Results(Iterator[Any]):
         n_final = next((index for index, code in enumerate(codes) if code < DONE), len(ids))
         ids = ids[:n_final]
         self._ready = list(decode(ids, backend.outcomes(ids), backend.namespace))[::-1]
+
+
+def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
+    try:
+        loop.call_soon_threadsafe(ready.set)
+    except RuntimeError:
+        pass  # the loop was closed; nobody waits any more
 
 
 def _exceptions_in(values: list[Any]) -> list[Any]:

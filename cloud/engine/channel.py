@@ -8,6 +8,7 @@ The page carries what cannot wait for the other side to read its socket:
     CURRENT  worker → engine   position of the item that runs, or ran last
     LIMIT    engine → worker   begin no item at this position or a later one (work taken back)
     KILL     engine → worker   the item at this position is to raise KilledException
+    SPIN     engine → worker   there is a core to spare: look again and again for work before sleeping
     OUT, ERR worker → engine   where the running job's output begins in the capture files
 
 Each item a worker is given has a *position*: it counts the items given to that worker, and never repeats.
@@ -74,6 +75,7 @@ LIMIT: Final = 1
 KILL: Final = 2
 OUT: Final = 3
 ERR: Final = 4
+SPIN: Final = 5
 PAGE_BYTES: Final = 4096
 NO_LIMIT: Final = (1 << 62) - 1
 

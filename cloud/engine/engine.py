@@ -47,8 +47,11 @@ from cloud.jobs import (
 )
 from cloud.serialization.functions import Function
 
-AHEAD_S: Final = 0.002
-"""A worker is sent at most this much work ahead, and items that take longer are not sent ahead at all."""
+AHEAD_S: Final = 0.010
+"""A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
+
+_LONG_S: Final = 0.002
+"""Items that take longer are not sent ahead at all."""
 
 _MAX_TASKS: Final = 256
 _MAX_LOSSES: Final = 3
@@ -58,6 +61,7 @@ _MAX_RETRY_DELAY_S: Final = 60.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
 _POLL_EVERY: Final = 64
+_POLL_EVERY_CHUNKS: Final = 4
 
 
 class Engine:
@@ -143,6 +147,8 @@ class Engine:
             batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
             self._unfinished += n
             self._settle_new(batch)
+        if len(batch.chunks) % _POLL_EVERY_CHUNKS == 0:
+            self.waiting.poll_once()
 
     def seal(self, batch: Batch) -> range:
         """End a map, and give its jobs their jids."""
@@ -259,7 +265,7 @@ class Engine:
                     return tasks
                 start, stop = run
                 alone = options is not DEFAULT_OPTIONS and options.alone
-                if alone or not 0.0 < mean_s <= AHEAD_S:
+                if alone or not 0.0 < mean_s <= _LONG_S:
                     if not tasks and idle:
                         tasks.append(Task(batch, start, start + 1))
                         batch.take_free(start + 1)
@@ -278,8 +284,8 @@ class Engine:
         chunk = batch.chunk_at(start)
         n = max(1, min(stop, chunk.start + chunk.n) - start)
         n = min(n, max(1, int(room_s / mean_s)))
-        if mean_s * n > AHEAD_S / 8:
-            left = batch.n - batch.n_final
+        if mean_s * n > _LONG_S / 8:
+            left = batch.n - start
             n = min(n, max(1, left // (2 * self.executor.n_slots)))
         return start + n
 

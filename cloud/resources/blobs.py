@@ -164,24 +164,26 @@ class BlobFolder:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self._blobs, digest))
 
-    def sweep(self) -> list[str]:
+    def sweep(self) -> Iterator[str]:
         """Remove what writers that died left unfinished.
 
-        Returns:
-            Digests of blobs that may have been put in place without being entered in the books, N ≥ 0.
+        Yields:
+            Digests of blobs that may be in place and in no books, for the caller to look at and remove. The note of
+            each is kept until the caller asks for the next.
         """
-        digests = []
-        with suppress(FileNotFoundError):
-            for entry in os.listdir(self._incoming):
-                path = os.path.join(self._incoming, entry)
-                if not entry.endswith(".part"):
-                    digests.append(entry)
-                    # The note of a living writer may go too: it matters only if that writer dies.
-                elif self._is_written(path):
-                    continue
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-        return digests
+        try:
+            entries = os.listdir(self._incoming)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            path = os.path.join(self._incoming, entry)
+            if not entry.endswith(".part"):
+                # The note of a living writer may go too: it matters only if that writer dies.
+                yield entry
+            elif self._is_written(path):
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _new_part(self) -> _TemporaryFileWrapper[bytes]:
         while True:

@@ -260,11 +260,10 @@ class FileStore:
 
         The first put of a process does this by itself.
         """
-        digests = self._blobs.sweep()
-        with self._database.reading() as db:
-            pending = db.execute("SELECT 1 FROM garbage LIMIT 1").fetchone()
-        if digests or pending:
-            self._collect(digests)
+        for digest in self._blobs.sweep():
+            self._collect([digest])
+        if self._has_garbage():
+            self._collect()
 
     def close(self) -> None:
         """Close the database connections. Idempotent; open files stay open, and a later use connects anew."""
@@ -305,11 +304,13 @@ class FileStore:
                     self._blobs.remove(digest)
             db.execute("DELETE FROM garbage")
 
+    def _has_garbage(self) -> bool:
+        with self._database.reading() as db:
+            return db.execute("SELECT 1 FROM garbage").fetchone() is not None
+
     def _tidy(self) -> None:
         try:
-            with self._database.reading() as db:
-                pending = db.execute("SELECT 1 FROM garbage LIMIT 1").fetchone()
-            if pending:
+            if self._has_garbage():
                 self._collect()
         except (OSError, BackendError) as exc:
             # The user's change is made and on disk; to report it as failed would be wrong.

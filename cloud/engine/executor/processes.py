@@ -25,6 +25,7 @@ from typing import Any, Final
 from cloud.engine import channel as ch
 from cloud.engine.engine import AHEAD_S
 from cloud.engine.executor.base import Executor, Task
+from cloud.engine.executor.load import MachineLoad, has_cpu_quota
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
@@ -34,6 +35,7 @@ from cloud.errors import UnsupportedOperation
 _STALL_S: Final = 0.005
 _WATCH_OUTPUT_S: Final = 0.1
 _SPIN_S: Final = 0.0001
+_LOOK_AT_LOAD_S: Final = 0.02
 _HANDSHAKE_S: Final = 0.00005
 _MAX_FAILED_STARTS: Final = 3
 _SIGKILL: Final = signal.SIGKILL.value
@@ -71,7 +73,7 @@ class ProcessExecutor(Executor):
         self._grace_s = grace_s
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._n_cores = n_cores
-        spin_s = _SPIN_S if n_cores > 1 and not _has_cpu_quota(n_cores) else 0.0
+        spin_s = _SPIN_S if n_cores > 1 and not has_cpu_quota(n_cores) else 0.0
         self._settings = {
             "spin_s": spin_s,
             "output_limit_bytes": output_limit_bytes,
@@ -80,6 +82,9 @@ class ProcessExecutor(Executor):
         }
         self._spin_s = spin_s
         self._spin_credit = 3
+        self._spinning = False
+        self._look_at_load = 0.0
+        self._load = MachineLoad()
         self._workers: dict[int, WorkerHandle] = {}
         self._by_fd: dict[int, WorkerHandle] = {}
         self._idle: list[WorkerHandle] = []
@@ -159,6 +164,7 @@ class ProcessExecutor(Executor):
             self._poll.register(self._template.fd, select.POLLIN)
         self._n_numbers += 1
         worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)
+        worker.slots[ch.SPIN] = self._spinning
         self._workers[worker.number] = worker
         self._by_fd[worker.fd] = worker
         self._poll.register(worker.fd, select.POLLIN)
@@ -201,7 +207,7 @@ class ProcessExecutor(Executor):
             return poll(0)
         began = time.perf_counter()
         # With every core at work, looking again and again would only slow the workers down.
-        if self._spin_credit and self._spin_s and self._used < self._n_cores:
+        if self._may_spin(began) and self._spin_credit and self._used < self._n_cores:
             until = began + self._spin_s
             while True:
                 events = poll(0)
@@ -226,6 +232,17 @@ class ProcessExecutor(Executor):
         if time.perf_counter() - began < 3 * _SPIN_S:
             self._spin_credit = 3
         return events
+
+    def _may_spin(self, now: float) -> bool:
+        """Whether looking again and again costs nobody a core: not under a quota, nor while others need the cores."""
+        if now > self._look_at_load and self._spin_s:
+            self._look_at_load = now + _LOOK_AT_LOAD_S
+            quiet = self._load.is_quiet()
+            if quiet != self._spinning:
+                self._spinning = quiet
+                for worker in self._workers.values():
+                    worker.slots[ch.SPIN] = quiet
+        return self._spinning
 
     def _read(self, worker: WorkerHandle) -> None:
         frames, alive = worker.read()
@@ -522,6 +539,7 @@ class ProcessExecutor(Executor):
         self._idle.clear()
         if template is not None:
             template.end()
+        self._load.close()
         os.close(self._woken)
         os.close(self._wake)
 
@@ -532,20 +550,3 @@ def _kill_orphan(pid: int) -> None:
             os.killpg(pid, _SIGKILL)
         except OSError:
             pass
-
-
-def _has_cpu_quota(n_cores: int) -> bool:
-    """True when a cgroup grants less CPU time than the cores there are: spinning would use it up."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return quota != "max" and int(quota) < n_cores * int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
-            quota_us = int(file.read())
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
-            return 0 < quota_us < n_cores * int(file.read())
-    except (OSError, ValueError):
-        return False

@@ -78,7 +78,7 @@ class TemplateProcess:
 
     def read(self) -> tuple[list[tuple[bytes, int, int]], bool]:
         """Messages that have arrived, as (what, worker number, argument); and False when the template is gone."""
-        messages = []
+        messages: list[tuple[bytes, int, int]] = []
         while True:
             try:
                 message = self._socket.recv(MESSAGE.size)

@@ -62,7 +62,7 @@ class Capture:
             stream.dirty = dirty
             self._streams.append(stream)
         sys.stdout, sys.stderr = self._streams
-        sys.__stdout__, sys.__stderr__ = self._streams
+        vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)
 
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""

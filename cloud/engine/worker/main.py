@@ -30,7 +30,7 @@ INTERRUPT: Final = signal.SIGINT
 POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
-_FLUSH_S: Final = 0.001
+_FLUSH_S: Final = 0.003
 _SMALL_S: Final = 0.0001
 """Items of a map that ran shorter than this share one outcome record with their neighbours."""
 
@@ -90,14 +90,14 @@ class Worker:
             ch.FORGET: self._on_forget,
             ch.RESUME: self._on_resume,
         }
-        frames = self.link.frames
+        frames, slots, spin_s = self.link.frames, self.slots, self.settings["spin_s"]
         while True:
             while frames:
                 kind, body = frames.popleft()
                 handlers[kind](body)
             if self._held:
                 self._flush()
-            self.link.receive(self.settings["spin_s"])
+            self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 
     def _on_context(self, body: bytes) -> None:
         number = ch.ID.unpack_from(body)[0]

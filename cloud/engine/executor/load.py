@@ -1,0 +1,53 @@
+"""How busy the machine is: whether a process may look again and again instead of sleeping until it is woken."""
+
+from __future__ import annotations
+
+import os
+
+
+class MachineLoad:
+    """The number of runnable tasks of the whole machine, against its cores.
+
+    Spinning saves the wake-up of a sleeping process on an idle machine. On a busy one it makes everybody slower,
+    ourselves first: who is woken finds no free core, and waits for the spinning one's time slice to end.
+    """
+
+    def __init__(self) -> None:
+        self._n_cores = os.cpu_count() or 1
+        self._quiet = False
+        try:
+            self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def is_quiet(self) -> bool:
+        """True when there is a core to spare. False where the system does not tell."""
+        if self._fd < 0:
+            return False
+        n_runnable = int(os.pread(self._fd, 64, 0).split()[3].partition(b"/")[0])
+        # While we spin, we and a spinning worker are among those that run; while we do not, it is only us.
+        self._quiet = n_runnable <= (self._n_cores if self._quiet else self._n_cores - 1)
+        return self._quiet
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def has_cpu_quota(n_cores: int) -> bool:
+    """True when a cgroup grants less CPU time than the cores there are: spinning would use it up."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return quota != "max" and int(quota) < n_cores * int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:
+            quota_us = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            return 0 < quota_us < n_cores * int(file.read())
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,39 @@
+"""Files and functions that a reader can hold in mind."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.architecture.modules import Function, own_modules
+
+MODULE_LINES = 450
+FUNCTION_LINES = 80
+
+
+def n_lines(function: Function) -> int:
+    """From ``def`` to the end, without the docstring: describing a function well must not count against it."""
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function, clean=False) is not None
+    described = first.end_lineno - first.lineno + 1 if has_docstring and first.end_lineno else 0
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - described
+
+
+def test_modules_are_small() -> None:
+    sizes = {module.name: len(module.source.splitlines()) for module in own_modules()}
+    assert {name: size for name, size in sizes.items() if size > MODULE_LINES} == {}
+
+
+def test_functions_are_small() -> None:
+    assert {
+        f"{module.at(function)} {function.name}": n_lines(function)
+        for module in own_modules()
+        for function in module.functions()
+        if n_lines(function) > FUNCTION_LINES
+    } == {}
+
+
+def test_a_docstring_is_no_size() -> None:
+    tree = ast.parse('def f():\n    """One\n\n    two\n    """\n    return 1\n')
+    function = tree.body[0]
+    assert isinstance(function, Function)
+    assert n_lines(function) == 2
