@@ -67,8 +67,8 @@ class Backend(ABC):
         """Begin a map."""
 
     @abstractmethod
-    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
-        """Block until all are final, one has failed (``stop_on_error``) or the time is up; jids not final then."""
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
+        """Block until all are final, one has failed (``stop_on_error``: None) or the time is up; jids not final then."""
 
     @abstractmethod
     def when_final(self, jids: Jids, action: Callable[[], None]) -> Callable[[], None]:

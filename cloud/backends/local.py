@@ -13,7 +13,7 @@ from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
 from cloud.engine.store.memory import JidSource, MemoryStore
-from cloud.engine.worker.surroundings import snapshot
+from cloud.engine.worker.surroundings import snapshot, unchanged_since
 from cloud.jobs import JobOptions, Jids
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
@@ -30,8 +30,8 @@ class Contexts:
 
     def current(self) -> tuple[int, bytes]:
         """(id, pickled) of this process's surroundings as they are now."""
-        now = snapshot()
-        if now != self._last:
+        if self._last is None or not unchanged_since(self._last):
+            now = snapshot()
             self._context = self.intern(pickling.dumps_plain(now))
             self._last = now
         return self._context
@@ -109,7 +109,7 @@ class LocalBackend(Backend):
         """A map with the surroundings of another process: of the job that submits it."""
         return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.intern(context), options, depth))
 
-    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
 
     def when_final(

@@ -126,7 +126,7 @@ class NestedRequests:
                 each.cancel()
             self._resume(caller)
             codes = engine.statuses(jids)
-            unfinished = [] if content["stop_on_error"] and max(codes, default=0) > DONE else [
+            unfinished = None if content["stop_on_error"] and max(codes, default=0) > DONE else [
                 jid for jid, code in zip(jids, codes, strict=True) if code < DONE
             ]
             reply({"unfinished": unfinished})

@@ -108,15 +108,15 @@ class WorkerBackend(Backend):
         )
         return _WorkerMap(self, answer["map"])
 
-    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int]:
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error, background=False)
 
-    def _wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, background: bool) -> list[int]:
+    def _wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, background: bool) -> list[int] | None:
         # Only a wait of the job itself gives its slot to others; a thread beside it must not.
         answer, _ = self.ask(
             "wait", jids=pack_jids(jids), timeout_s=timeout_s, stop_on_error=stop_on_error, background=background
         )
-        unfinished: list[int] = answer["unfinished"]
+        unfinished: list[int] | None = answer["unfinished"]
         return unfinished
 
     def when_final(self, jids: Jids, action: Callable[[], None]) -> Callable[[], None]:

@@ -278,14 +278,12 @@ class Cloud:
             unfinished = backend.wait(jids, timeout_s, stop_on_error=not ignore_errors)
         if unfinished:
             raise CloudTimeoutError(f"{self._name}.{verb} timed out", jid=unfinished)
-        if not ignore_errors and verb == "join":
+        if unfinished is None:
             self._raise_first_failure(jids)
 
     def _raise_first_failure(self, jids: Jids) -> None:
         backend = self._open()
         codes = backend.statuses(jids)
-        if codes.count(DONE) == len(codes):
-            return
         for jid, code in zip(jids, codes, strict=True):
             if code > DONE:
                 error = failure(jid, Outcome(backend.outcomes((jid,))[0][3]))
@@ -310,14 +308,10 @@ class Cloud:
         ids = jid_list(jids, "cloud.result")
         backend = self._backend or self._open()
         self._join("result", ids, timeout, ignore_errors, progress)
-        if not ignore_errors and len(ids) > 1:
-            self._raise_first_failure(ids)
-        values = list(decode(ids, backend.outcomes(ids), None if backend.namespace is None else backend.namespace))
-        if not ignore_errors:
-            for value in values if len(values) == 1 else _exceptions_in(values):
-                if isinstance(value, CloudException) and value.jid in ids:
-                    raise value from value.__cause__
-        return values[0] if not isinstance(jids, Iterable) else values
+        values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
+        if failures and not ignore_errors:
+            raise failures[0] from failures[0].__cause__
+        return values if isinstance(jids, Iterable) else values[0]
 
     async def aresult(self, jids: Any, timeout: float | None = None, ignore_errors: bool = False) -> Any:
         """As ``result``, for ``await``: other tasks of the event loop run meanwhile.
@@ -550,7 +544,7 @@ class _Results(Iterator[Any]):
         self._timeout_s = timeout_s
         self._ahead = ahead
         self._ignore_errors = ignore_errors
-        self._ready: list[Any] = []
+        self._ready: list[tuple[Any, bool]] = []
         self._display: Any = None
         if progress:
             from cloud.client.progress import Progress
@@ -565,8 +559,7 @@ class _Results(Iterator[Any]):
         if not self._ready:
             self._fetch()
         self._at += 1
-        value = self._ready.pop()
-        failed = isinstance(value, CloudException) and value.jid == self._jids[self._at - 1]
+        value, failed = self._ready.pop()
         if self._display is not None:
             self._n_failed += failed
             self._display.show(self._at, self._n_failed)
@@ -588,7 +581,9 @@ class _Results(Iterator[Any]):
         codes = backend.statuses(ids)
         n_final = next((index for index, code in enumerate(codes) if code < DONE), len(ids))
         ids = ids[:n_final]
-        self._ready = list(decode(ids, backend.outcomes(ids), backend.namespace))[::-1]
+        values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
+        failed = {id(each) for each in failures}
+        self._ready = [(value, id(value) in failed) for value in reversed(values)]
 
 
 def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
@@ -596,10 +591,6 @@ def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
         loop.call_soon_threadsafe(ready.set)
     except RuntimeError:
         pass  # the loop was closed; nobody waits any more
-
-
-def _exceptions_in(values: list[Any]) -> list[Any]:
-    return [value for value in values if isinstance(value, CloudException)]
 
 
 def _timeout(timeout: Any) -> float | None:

@@ -66,11 +66,11 @@ class Progress:
 
 def watch(
     statuses: Callable[[Jids], bytes | bytearray],
-    wait: Callable[[float | None], list[int]],
+    wait: Callable[[float | None], list[int] | None],
     jids: Jids,
     timeout_s: float | None,
     description: str,
-) -> list[int]:
+) -> list[int] | None:
     """Wait in short steps and show how far the jobs are; returns what the last ``wait`` returned.
 
     Args:

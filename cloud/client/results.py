@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from cloud.backends.base import Segment
@@ -25,24 +24,29 @@ from cloud.serialization import pickling
 from cloud.serialization.exceptions import loads_exception
 
 
-def decode(jids: Jids, segments: list[Segment], namespace: pickling.Namespace | None) -> Iterator[Any]:
-    """The value of each job in order; a failed job's CloudException takes its place (it is not raised)."""
-    at = 0
+def decode(
+    jids: Jids, segments: list[Segment], namespace: pickling.Namespace | None
+) -> tuple[list[Any], list[CloudException]]:
+    """The value of each job in order; a failed job's CloudException takes its place. And these exceptions again."""
+    values: list[Any] = []
+    failures: list[CloudException] = []
     for skip, n, length, raw in segments:
         if raw[0] == DONE:
             tag, content = unpack_value(raw) or _find_value(raw)
             if tag == VALUE:
                 try:
-                    yield pickling.loads(content, namespace)
-                except Exception as exc:
-                    yield _unreadable(jids[at], exc)
+                    values.append(pickling.loads(content, namespace))
+                except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
+                    failures.append(_unreadable(jids[len(values)], exc))
+                    values.append(failures[-1])
             else:
-                values = pickling.loads_list(content)
-                yield from values if n == length else values[skip : skip + n]
+                many = pickling.loads_list(content)
+                values += many if n == length else many[skip : skip + n]
         else:
-            for index in range(n):
-                yield failure(jids[at + index], Outcome(raw))
-        at += n
+            for _ in range(n):
+                failures.append(failure(jids[len(values)], Outcome(raw)))
+                values.append(failures[-1])
+    return values, failures
 
 
 def _find_value(raw: bytes) -> tuple[int, bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 from cloud.backends.base import Backend, Finals
 from cloud.client.progress import Progress
 from cloud.client.results import decode
-from cloud.errors import CloudException, CloudTimeoutError
+from cloud.errors import CloudTimeoutError
 from cloud.jobs import DONE, Jids
 
 
@@ -35,8 +35,10 @@ def _iterate(
             n_failed += len(ids) if status > DONE else 0
             if display is not None:
                 display.show(n - len(waiting), n_failed)
-            for jid, value in zip(ids, decode(ids, backend.outcomes(ids), backend.namespace), strict=True):
-                if not (skip_failed and isinstance(value, CloudException) and value.jid == jid):
+            values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
+            skipped = {id(each) for each in failures} if skip_failed else ()
+            for jid, value in zip(ids, values, strict=True):
+                if id(value) not in skipped:
                     yield jid, value
     finally:
         if display is not None:

@@ -390,11 +390,11 @@ class Engine:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool = False) -> list[int]:
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool = False) -> list[int] | None:
         """Block until all jobs are final, or the timeout, or (with ``stop_on_error``) until one has failed.
 
         Returns:
-            The jids that are not final, at most the first of each run of them when stopped by an error.
+            The jids that are not final; None when a failed job ended the wait.
 
         Raises:
             JobNotFound: A jid is unknown; nothing was waited for.
@@ -404,7 +404,7 @@ class Engine:
             wait = _Wait(self.store.runs(jids))
             if stop_on_error:
                 if wait.has_failed():
-                    return []
+                    return None
                 if not wait.all_final():
                     wait.failures = self._failures
                     wait.seen_failures = len(self._failures)
@@ -421,7 +421,7 @@ class Engine:
                     if not self._n_watching_failures:
                         self._failures = []
         with self.lock:
-            return [] if wait.failed else wait.unfinished()
+            return None if wait.failed else wait.unfinished()
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""

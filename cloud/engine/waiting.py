@@ -216,6 +216,7 @@ class Waiting:
                 self._parked.set()
                 if not self._busy() and not self._timers and not self.closed:
                     self._unpark.wait()
+                self._unpark.clear()
                 self._parked.clear()
                 continue
             wait_s = self._led_at + _HELP_AFTER_S - time.monotonic()

@@ -335,6 +335,7 @@ def dumps(obj: Any, namespace: Namespace | None = None) -> bytes:
         return content
     names: dict[str, None] = dict(pickler.names)
     table: list[tuple[str, bytes, bytes]] = []
+    references: dict[str, list[str]] = {}
     pending = list(names)
     while pending:
         name = pending.pop()
@@ -344,11 +345,18 @@ def dumps(obj: Any, namespace: Namespace | None = None) -> bytes:
         except Exception as exc:
             exc.add_note(f"while pickling the global {name!r} of __main__, which the job uses")
             raise
+        references[name] = list(inner.names)
         table.append((name, blake2b(entry, digest_size=16).digest(), entry))
         for each in inner.names:
             if each not in names:
                 names[each] = None
                 pending.append(each)
+    # An instance of a class that was defined anew has the bytes it had before, and is another object all the same.
+    made = {name: digest for name, digest, _ in table if isinstance(variables[name], FunctionType | type)}
+    for row, (name, digest, entry) in enumerate(table):
+        behind = [made[each] for each in references[name] if each in made and each != name]
+        if behind:
+            table[row] = name, blake2b(b"".join((digest, *behind)), digest_size=16).digest(), entry
     # Values may need classes and functions of the table while they are rebuilt.
     table.sort(key=lambda row: not isinstance(variables[row[0]], FunctionType | type))
     return _BUNDLE + pickle.dumps((content, table), PROTOCOL)

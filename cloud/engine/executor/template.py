@@ -135,11 +135,8 @@ def _spawn(arguments: list[str], control: int, null: int) -> int:
         (os.POSIX_SPAWN_DUP2, control, _CONTROL_FD),
     ]
     environment = dict(os.environ)
-    # A program's own session: Ctrl-C in its terminal is the program's business.
-    try:
-        return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setsid=True)
-    except NotImplementedError:
-        return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions)
+    # A process group of its own: Ctrl-C in the terminal is the program's business.
+    return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setpgroup=0)
 
 
 def _interpreter_flags() -> list[str]:

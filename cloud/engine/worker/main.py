@@ -187,7 +187,7 @@ class Worker:
 
     def _with_extras(self, context: tuple[Any, ...], extras: dict[str, str]) -> tuple[Any, ...]:
         path, cwd, environ, level = context
-        return path, cwd, {**environ, **extras}, level
+        return path, cwd, {**environ, **{os.fsencode(name): os.fsencode(extras[name]) for name in extras}}, level
 
     # --- a run of map items -------------------------------------------------------------------------------------------
 
@@ -243,57 +243,61 @@ class Worker:
     ) -> None:
         """Run small items with as little as possible between them; one that is not small gets a record of its own."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
-        current, limit = ch.CURRENT, ch.LIMIT
-        results = self._results
-        self._begin_run(position)
-        last = self._run_started[1]
-        for here in range(position, position + n):
+        current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
+        keep = self._results.append
+        last = self._begin_run(position)
+        flush_at = last + _FLUSH_S
+        here = position
+        for item in items[first : first + n] if first or n < len(items) else items:
             slots[current] = here
             if here >= slots[limit]:
                 break
-            item = items[first]
-            first += 1
-            error: BaseException | None = None
-            value: Any = None
             try:
                 value = function(*item) if spread else function(item)
             except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
-                error = exc
-            now = clock()
-            if error is None and type(value) in atoms and not dirty[0] and now - last < _SMALL_S:
-                results.append(value)
-                last = now
-                if now - self._run_started[1] > _FLUSH_S:
-                    self._pack_run(now)
-                    self._flush()
-                    self._begin_run(here + 1)
-                    last = self._run_started[1]
-                continue
-            if results:
-                self._pack_run(last, take_output=False)
+                ended: tuple[Any, BaseException | None] = None, exc
+                now = clock()
+            else:
+                now = clock()
+                if type(value) in atoms and now - last < small_s and not dirty[0]:
+                    keep(value)
+                    last = now
+                    here += 1
+                    if now > flush_at:
+                        self._pack_run(now)
+                        self._flush()
+                        last = self._begin_run(here)
+                        flush_at = last + _FLUSH_S
+                    continue
+                ended = value, None
+                del value
+            self._pack_run(last, take_output=False)
             outcome = pack_ended(
-                (value, error),
+                ended,
                 Call(_no_load, self.namespace),
                 (self.pid, time.time() - (now - last), now - last, 0.0, 0.0, 0),
                 self._end_of_output,
                 self.settings["max_transmit_bytes"],
             )
+            del ended
             self._hold(here, 1, outcome)
             self._tidy()
             self._flush()
-            self._begin_run(here + 1)
-            last = self._run_started[1]
-        if results:
-            self._pack_run(last)
+            here += 1
+            last = self._begin_run(here)
+            flush_at = last + _FLUSH_S
+        self._pack_run(last)
 
-    def _begin_run(self, position: int) -> None:
+    def _begin_run(self, position: int) -> float:
         self._results_at = position
-        self._run_started = (time.time(), time.perf_counter())
+        began = time.perf_counter()
+        self._run_started = time.time(), began
+        return began
 
     def _pack_run(self, ended: float, *, take_output: bool = True) -> None:
         results = self._results
         if not results:
-            return  # a poke came between the look and this call
+            return
         started, began = self._run_started
         content = pickling.dumps_list(results)
         out, err = self._end_of_output() if take_output else (b"", b"")

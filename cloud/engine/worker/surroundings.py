@@ -14,13 +14,35 @@ _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 def snapshot() -> tuple[Any, ...]:
-    """The surroundings of this process, as what a submission sends along and compares."""
+    """The surroundings of this process now: what a submission sends along.
+
+    Returns:
+        (sys.path, current directory or "" if it was removed, environment as bytes, root logging level or None).
+    """
+    return sys.path[:], _cwd(), dict(_raw_environ()), _log_level()
+
+
+def unchanged_since(before: tuple[Any, ...]) -> bool:
+    """True when ``snapshot()`` would equal an earlier one; made to be asked for every submission."""
+    path, cwd, environ, level = before
+    return bool(sys.path == path and _raw_environ() == environ and _cwd() == cwd and _log_level() == level)
+
+
+def _raw_environ() -> Any:
+    # os.environ decodes every value at every look; the dict behind it can be compared as it is.
+    return getattr(os.environ, "_data", None) or dict(os.environb)
+
+
+def _cwd() -> str:
     try:
-        cwd = os.getcwd()
+        return os.getcwd()
     except OSError:
-        cwd = ""  # the current directory was removed
+        return ""
+
+
+def _log_level() -> int | None:
     logging = sys.modules.get("logging")
-    return (sys.path[:], cwd, dict(os.environ), None if logging is None else logging.root.level)
+    return None if logging is None else logging.root.level
 
 
 def thread_defaults(n_cores: int, n_slots: int) -> dict[str, str]:
@@ -82,8 +104,8 @@ class Surroundings:
         Raises:
             OSError: The directory cannot be entered; the rest is applied.
         """
-        path, cwd, environ, level = surroundings
-        environ = {**self._defaults, **environ}
+        path, cwd, raw_environ, level = surroundings
+        environ = {**self._defaults, **{os.fsdecode(name): os.fsdecode(raw_environ[name]) for name in raw_environ}}
         self.path = path
         if sys.path != path:
             sys.path[:] = path

@@ -61,6 +61,9 @@ class Template:
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for number in (signal.SIGTTIN, signal.SIGTTOU):
+            # A job that asks the terminal for something gets an error instead of being stopped for ever.
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
     def run(self) -> None:
@@ -127,7 +130,9 @@ class Template:
         self._tell(b"B", number, pid)
 
     def _become_worker(self, descriptors: list[int]) -> None:
-        os.setsid()
+        # A process group, not a session: a session of its own would drop the user's nice level where the kernel
+        # groups processes by session for scheduling.
+        os.setpgid(0, 0)
         self._libc.die_with_parent()
         self._libc.become_subreaper()
         signal.set_wakeup_fd(-1)

@@ -1,0 +1,128 @@
+"""Holds signal handlers back while the main thread changes the engine's state.
+
+Python runs a handler between any two instructions of the main thread, and a handler may raise: Ctrl-C does, so do
+many timeouts made of SIGALRM. One that raised between the two halves of an event would lose a job for ever. While
+handlers are held back the first only leaves a note; they run, and may raise, when the change is whole.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+# signal's own functions look enum members up, which costs more than everything else here.
+_signal: Any = sys.modules["_signal"]
+_get_handler: Final = _signal.getsignal
+_set_handler: Final = _signal.signal
+
+_NAMES: Final = (
+    "SIGINT SIGTERM SIGALRM SIGUSR1 SIGUSR2 SIGHUP SIGQUIT SIGVTALRM SIGPROF SIGCHLD SIGCONT SIGTSTP SIGWINCH SIGIO"
+)
+_NUMBERS: Final = tuple(int(getattr(signal, name)) for name in _NAMES.split() if hasattr(signal, name))
+_MAIN_IDENT: Final = [threading.main_thread().ident]
+
+
+def forget_main_thread() -> None:
+    """After a fork in a thread, that thread is the child's main thread."""
+    _MAIN_IDENT[0] = threading.main_thread().ident
+
+
+class Handlers:
+    """The program's signal handlers; ``with handlers:`` holds them back. Reentrant; no effect in other threads.
+
+    Attributes:
+        wake: Called when a handler is held back, to end what the main thread sleeps in.
+    """
+
+    __slots__ = ("_depth", "_held", "_pending", "wake")
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._held: list[tuple[int, Any]] = []
+        self._pending: list[tuple[int, Any]] = []
+        self.wake: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        if threading.get_ident() != _MAIN_IDENT[0]:
+            return
+        if not self._depth:
+            held = self._held
+            try:
+                for number in _NUMBERS:
+                    handler = _get_handler(number)
+                    # Neither a default, which is an int, nor something that C code has set.
+                    if type(handler) is not int and handler is not None:
+                        held.append((number, handler))
+                        _set_handler(number, self._note)
+            except BaseException:
+                # A handler that is not yet held back has raised.
+                self._restore()
+                raise
+        self._depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if threading.get_ident() != _MAIN_IDENT[0]:
+            return
+        self._depth -= 1
+        if not self._depth:
+            self._restore()
+            if self._pending:
+                self._run_pending()
+
+    @property
+    def waiting(self) -> bool:
+        """True when a handler of this thread is held back now."""
+        return bool(self._pending) and threading.get_ident() == _MAIN_IDENT[0]
+
+    def wake_by(self, wake: Callable[[], None] | None) -> None:
+        """Set ``wake``, in the main thread."""
+        if threading.get_ident() == _MAIN_IDENT[0]:
+            self.wake = wake
+
+    def _note(self, number: int, frame: Any) -> None:
+        for held, handler in self._held:
+            if held == number and (number, handler) not in self._pending:
+                self._pending.append((number, handler))
+        if self.wake is not None:
+            self.wake()
+
+    def _restore(self) -> None:
+        held = self._held
+        try:
+            while held:
+                number, handler = held[-1]
+                _set_handler(number, handler)
+                held.pop()
+        finally:
+            # A handler just restored may have raised already.
+            if held:
+                self._restore()
+
+    def _run_pending(self) -> None:
+        number, handler = self._pending.pop(0)
+        try:
+            handler(number, sys._getframe(2))
+        finally:
+            if self._pending:
+                self._run_pending()
+
+
+class Changing:
+    """``with changing:`` holds the engine's lock, and signal handlers back. Reentrant."""
+
+    __slots__ = ("_handlers", "_lock")
+
+    def __init__(self, lock: Any, handlers: Handlers) -> None:
+        self._lock = lock
+        self._handlers = handlers
+
+    def __enter__(self) -> None:
+        self._handlers.__enter__()
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+        self._handlers.__exit__()
