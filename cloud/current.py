@@ -158,11 +158,11 @@ class _Process:
         self.lock = threading.RLock()
         self._jids = None
         self._resources = None
+        interrupts = sys.modules.get("cloud.engine.interrupts")
+        if interrupts is not None:
+            interrupts.forget_main_thread()
         self.cloud.abandon()
         self.mp.abandon()
-        waiting = sys.modules.get("cloud.engine.waiting")
-        if waiting is not None:
-            waiting.forget_main_thread()
 
 
 def _worker() -> Any:

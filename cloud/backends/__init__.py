@@ -15,9 +15,9 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
     """
     # Each is loaded when used: none should cost those who use another.
     if name == "mp":
-        from cloud.backends.local import open_local
+        from cloud.backends.processes import open_processes
 
-        return open_local(settings, **options)
+        return open_processes(settings, **options)
     if name == "simulator":
         from cloud.backends.simulator import open_simulator
 

@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cloud.backends.base import Backend, Finals, MapWriter, Segment
-from cloud.configuration import Settings, usable_cores
-from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
-from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
 from cloud.jobs import JobOptions, Jids
 from cloud.serialization import pickling
@@ -158,27 +155,3 @@ class LocalBackend(Backend):
 
     def abandon(self) -> None:
         self.engine.abandon_all()
-
-
-def open_local(settings: Settings, *, jids: JidSource) -> LocalBackend:
-    """Worker processes of this machine, as the settings say."""
-    from cloud.backends.nested import NestedRequests
-    from cloud.engine.executor.processes import ProcessExecutor
-
-    executor = ProcessExecutor(
-        settings.num_procs or usable_cores(),
-        capture=settings.redirect_job_output,
-        output_limit_bytes=settings.output_limit_bytes,
-        grace_s=settings.kill_grace_s,
-        max_transmit_bytes=settings.max_transmit_data,
-    )
-    engine = Engine(
-        MemoryStore(jids),
-        executor,
-        RealClock(),
-        max_nesting=settings.max_nesting,
-        max_kept=settings.mp_cache_size_limit,
-    )
-    backend = LocalBackend("mp", engine, "multiprocessing")
-    engine.serve_requests(NestedRequests(backend))
-    return backend

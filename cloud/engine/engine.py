@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor, Task
+from cloud.engine.interrupts import Changing
 from cloud.engine.store.base import Batch, Chunk, Store, Watch
 from cloud.engine.waiting import Timer, Waiting
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
@@ -46,9 +47,6 @@ from cloud.jobs import (
     pack_outcome,
 )
 from cloud.serialization.functions import Function
-
-AHEAD_S: Final = 0.010
-"""A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
 
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""
@@ -96,6 +94,7 @@ class Engine:
         self._on_request: Callable[..., None] | None = None
         self.closed = False
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
+        self._changing = Changing(self.lock, self.waiting.handlers)
         executor.bind(self)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class Engine:
             UnsupportedOperation: It needs more slots than there are, or is nested too deep.
             BackendClosed: The engine is closed.
         """
-        with self.lock:
+        with self._changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), arguments)
             if options.depends_on:
@@ -128,7 +127,7 @@ class Engine:
         self, function: Function, context: tuple[int, bytes], options: JobOptions, depth: int = 0
     ) -> Batch:
         """Begin a map; its items follow by ``extend``, and ``seal`` ends it. Errors as ``submit``."""
-        with self.lock:
+        with self._changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), None)
             if options.depends_on:
@@ -137,7 +136,7 @@ class Engine:
 
     def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
         """Add a chunk of ``n`` items to an open map. They may start at once: nobody knows their jids yet."""
-        with self.lock:
+        with self._changing:
             if self.closed:
                 raise BackendClosed("this cloud was closed")
             start = batch.n
@@ -152,7 +151,7 @@ class Engine:
 
     def seal(self, batch: Batch) -> range:
         """End a map, and give its jobs their jids."""
-        with self.lock:
+        with self._changing:
             batch.sealed = True
             if batch.n:
                 batch.jid0 = self.store.new_jids(batch.n)
@@ -161,7 +160,7 @@ class Engine:
 
     def abandon(self, batch: Batch) -> None:
         """Give an open map up: kill what runs of it and forget it."""
-        with self.lock:
+        with self._changing:
             jids = self.seal(batch)
             if jids:
                 self.cancel(jids)
@@ -291,6 +290,10 @@ class Engine:
 
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
+        for (batch_id, index), why in list(self._killing.items()) if self._killing else ():
+            if batch_id == id(batch) and start <= index < stop:
+                # Its worker died before it began the item: there is nobody left to be told of the kill.
+                self.finish(batch, index, 1, pack_outcome(KILLED, [(ERROR_TEXT, why)]))
         batch.free.appendleft((start, stop))
         self._enqueue(batch, first=True)
 
@@ -402,26 +405,33 @@ class Engine:
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         with self.lock:
             wait = _Wait(self.store.runs(jids))
-            if stop_on_error:
-                if wait.has_failed():
-                    return None
-                if not wait.all_final():
-                    wait.failures = self._failures
-                    wait.seen_failures = len(self._failures)
-                    self._n_watching_failures += 1
-        if wait.done():
-            if wait.failures is None:
+            if stop_on_error and wait.has_failed():
+                return None
+            if wait.all_final():
                 return []
+        if stop_on_error:
+            self._drive_to_failure(wait, deadline)
+        else:
+            self.waiting.drive(wait.done, deadline)
+        with self.lock:
+            return None if wait.failed else wait.unfinished()
+
+    def _drive_to_failure(self, wait: _Wait, deadline: float | None) -> None:
         try:
+            with self._changing:
+                wait.failures = self._failures
+                wait.seen_failures = len(self._failures)
+                self._n_watching_failures += 1
+                # One may have failed since the last look, when nobody kept a list of failures.
+                if wait.has_failed():
+                    return
             self.waiting.drive(wait.done, deadline)
         finally:
             if wait.failures is not None:
-                with self.lock:
+                with self._changing:
                     self._n_watching_failures -= 1
                     if not self._n_watching_failures:
                         self._failures = []
-        with self.lock:
-            return None if wait.failed else wait.unfinished()
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""
@@ -433,7 +443,7 @@ class Engine:
         Returns:
             A function that calls it off.
         """
-        with self.lock:
+        with self._changing:
             runs = self.store.runs(jids)
             left = [0]
             over = [False]
@@ -466,7 +476,7 @@ class Engine:
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
         """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones included."""
-        with self.lock:
+        with self._changing:
             for batch, start, stop in self.store.runs(jids):
                 for low, n in _runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
                     notify(batch.jid0 + low, n, batch.states[low])
@@ -557,7 +567,7 @@ class Engine:
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
         """
-        with self.lock:
+        with self._changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches() if not batch.finished]
             else:
@@ -583,7 +593,7 @@ class Engine:
 
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
-        with self.lock:
+        with self._changing:
             for batch, start, stop in self.store.runs(jids):
                 self.store.delete(batch, start, stop)
 
@@ -599,6 +609,7 @@ class Engine:
     def abandon_all(self) -> None:
         """In a forked child of the program: these jobs are the parent's. Takes no lock: its owner may not exist here."""
         self.closed = self.waiting.closed = True
+        self.waiting.handlers.abandon()
         self.executor.abandon()
 
     # --- for the executor ---------------------------------------------------------------------------------------------

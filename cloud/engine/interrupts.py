@@ -68,9 +68,11 @@ class Handlers:
             return
         self._depth -= 1
         if not self._depth:
-            self._restore()
-            if self._pending:
-                self._run_pending()
+            try:
+                self._restore()
+            finally:
+                if self._pending:
+                    self._run_pending()
 
     @property
     def waiting(self) -> bool:
@@ -81,6 +83,12 @@ class Handlers:
         """Set ``wake``, in the main thread."""
         if threading.get_ident() == _MAIN_IDENT[0]:
             self.wake = wake
+
+    def abandon(self) -> None:
+        """In a forked child: the thread that holds handlers back may not exist here."""
+        self._depth = 0
+        self._pending.clear()
+        self._restore()
 
     def _note(self, number: int, frame: Any) -> None:
         for held, handler in self._held:

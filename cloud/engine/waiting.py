@@ -15,7 +15,6 @@ Lock order: lead, then the engine's lock. ``poll`` runs without the engine's loc
 from __future__ import annotations
 
 import heapq
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor
+from cloud.engine.interrupts import Handlers
 from cloud.errors import BackendClosed
 
 _HELP_AFTER_S: Final = 0.004
@@ -52,6 +52,12 @@ class _Follower:
         self.ticket = threading.Lock()
         self.ticket.acquire()
 
+    def wake(self) -> None:
+        try:
+            self.ticket.release()
+        except RuntimeError:
+            pass  # a leader and a signal handler may both wake it
+
 
 class Waiting:
     """Waits of many threads over one executor.
@@ -76,6 +82,7 @@ class Waiting:
         self._helper: threading.Thread | None = None
         self._helping = False
         self._give_way = False
+        self.handlers = Handlers()
         self._parked = threading.Event()
         self._unpark = threading.Event()
         self.closed = False
@@ -122,15 +129,18 @@ class Waiting:
                 raise BackendClosed("cloud was closed while waiting for jobs")
             if deadline is not None and self._clock.monotonic() >= deadline:
                 return done()
-            if self._lead_lock.acquire(blocking=False):
-                self._lead(done, deadline)
-            elif self._helping:
-                self._give_way = True
-                self._executor.interrupt()
-                if self._lead_lock.acquire(timeout=0.05):
+            # Held back before the lead is taken: Ctrl-C must neither leave it taken nor fall into an event. Handlers
+            # run at the end of the block, and end it soon.
+            with self.handlers:
+                if self._lead_lock.acquire(blocking=False):
                     self._lead(done, deadline)
-            else:
-                self._follow(done, deadline)
+                elif self._helping:
+                    self._give_way = True
+                    self._executor.interrupt()
+                    if self._lead_lock.acquire(timeout=0.05):
+                        self._lead(done, deadline)
+                else:
+                    self._follow(done, deadline)
         return True
 
     def poll_once(self) -> None:
@@ -142,13 +152,13 @@ class Waiting:
                 self._leave()
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> None:
+        handlers = self.handlers
         try:
-            with _DeferredInterrupt() as interrupt:
-                interrupt.wake = self._executor.interrupt
-                while not done() and not self.closed:
-                    if interrupt.pending or not self._step(deadline):
-                        return
+            handlers.wake_by(self._executor.interrupt)
+            while not (done() or self.closed or handlers.waiting) and self._step(deadline):
+                pass
         finally:
+            handlers.wake_by(None)
             self._leave()
 
     def _step(self, deadline: float | None) -> bool:
@@ -174,20 +184,22 @@ class Waiting:
         if self._followers:
             with self._lock:
                 if self._followers:
-                    self._followers.pop(0).ticket.release()
+                    self._followers.pop(0).wake()
 
     def _follow(self, done: Callable[[], bool], deadline: float | None) -> None:
         follower = _Follower(done, deadline)
         with self._lock:
             self._followers.append(follower)
         try:
+            self.handlers.wake_by(follower.wake)
             # A leader that left before we stood in the list saw nobody to hand the lead to.
-            if self._lead_lock.locked() and not self.closed:
+            if self._lead_lock.locked() and not self.closed and not self.handlers.waiting:
                 timeout = -1.0
                 if deadline is not None and not self._executor.simulated:
                     timeout = max(0.0, deadline - self._clock.monotonic())
                 follower.ticket.acquire(timeout=timeout)
         finally:
+            self.handlers.wake_by(None)
             with self._lock:
                 if follower in self._followers:
                     self._followers.remove(follower)
@@ -197,7 +209,7 @@ class Waiting:
         for follower in self._followers[:]:
             if follower.done() or (follower.deadline is not None and now >= follower.deadline):
                 self._followers.remove(follower)
-                follower.ticket.release()
+                follower.wake()
 
     # --- the helper ---------------------------------------------------------------------------------------------------
 
@@ -239,45 +251,7 @@ class Waiting:
         self._executor.interrupt()
         with self._lock:
             for follower in self._followers:
-                follower.ticket.release()
+                follower.wake()
             self._followers.clear()
         if self._helper is not None and self._helper is not threading.current_thread():
             self._helper.join(5.0)
-
-
-class _DeferredInterrupt:
-    """Holds Ctrl-C back while the main thread polls, so that it never falls between two halves of an event."""
-
-    __slots__ = ("_before", "pending", "wake")
-
-    def __init__(self) -> None:
-        self.pending = False
-        self.wake: Callable[[], None] | None = None
-        self._before: Any = None
-
-    def __enter__(self) -> _DeferredInterrupt:
-        if (
-            threading.get_ident() == _MAIN_IDENT[0]
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.pending = True
-        if self.wake is not None:
-            self.wake()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            if self.pending:
-                raise KeyboardInterrupt
-
-
-_MAIN_IDENT: Final = [threading.main_thread().ident]
-
-
-def forget_main_thread() -> None:
-    """After a fork in a thread, that thread is the child's main thread."""
-    _MAIN_IDENT[0] = threading.main_thread().ident

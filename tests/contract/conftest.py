@@ -13,6 +13,15 @@ from cloud.backends.base import Backend
 from tests.backends import forget_settings
 from tests.contract.jobs import Gate
 
+PROCESSES_ONLY = pytest.mark.parametrize("backend_name", ["mp"], indirect=True)
+"""For clauses about worker processes, which a simulation has none of."""
+
+BEGINNINGS = {
+    "mp": "import cloud.mp as api\n",
+    "simulator": "import cloud as api\napi.start_simulator()\n",
+}
+"""By backend, how a user's program gets its verbs."""
+
 
 @pytest.fixture
 def configure(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:

@@ -182,23 +182,6 @@ class FailsToDump:
         raise ValueError("cannot be dumped")
 
 
-class LoadsInJobsOnly:
-    """Comes back from its bytes anywhere but in the process ``home``."""
-
-    def __init__(self, home: str) -> None:
-        self.home = home
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load_in_jobs_only, (self.home,)
-
-
-def load_in_jobs_only(home: str) -> LoadsInJobsOnly:
-    """Fail once the file ``home`` exists."""
-    if os.path.exists(home):
-        raise ValueError("not here")
-    return LoadsInJobsOnly(home)
-
-
 class SilentError(Exception):
     """An exception whose text cannot be had."""
 

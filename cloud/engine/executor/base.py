@@ -7,9 +7,12 @@ All calls either way are made under the engine's lock, except ``poll``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cloud.engine.store.base import Batch
+
+AHEAD_S: Final = 0.010
+"""A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
 
 
 class Task:

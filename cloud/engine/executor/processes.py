@@ -23,8 +23,7 @@ import time
 from typing import Any, Final
 
 from cloud.engine import channel as ch
-from cloud.engine.engine import AHEAD_S
-from cloud.engine.executor.base import Executor, Task
+from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.load import MachineLoad, has_cpu_quota
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
@@ -53,6 +52,7 @@ class ProcessExecutor(Executor):
         output_limit_bytes: How much of the end of each output stream is kept.
         grace_s: Seconds between the exception that kills a job and the end of its processes.
         max_transmit_bytes: Larger results are errors; 0 means no limit.
+        preload: Modules that the template imports once it is idle, for workers forked from then on.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class ProcessExecutor(Executor):
         output_limit_bytes: int = 64_000,
         grace_s: float = 0.5,
         max_transmit_bytes: int = 0,
+        preload: tuple[str, ...] = (),
     ) -> None:
         if not hasattr(os, "fork") or not hasattr(socket, "AF_UNIX"):
             raise UnsupportedOperation(
@@ -80,6 +81,7 @@ class ProcessExecutor(Executor):
             "max_transmit_bytes": max_transmit_bytes,
             "thread_defaults": thread_defaults(n_cores, n_slots),
         }
+        self._preload = preload
         self._spin_s = spin_s
         self._spin_credit = 3
         self._spinning = False
@@ -160,7 +162,7 @@ class ProcessExecutor(Executor):
 
     def _spawn(self) -> WorkerHandle:
         if self._template is None:
-            self._template = TemplateProcess()
+            self._template = TemplateProcess(self._preload)
             self._poll.register(self._template.fd, select.POLLIN)
         self._n_numbers += 1
         worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)

@@ -13,7 +13,7 @@ from cloud.engine.worker.protocol import MESSAGE
 _CONTROL_FD = 3
 _CODE = (
     "import sys; sys.path.insert(0, {root!r}); import cloud; del sys.path[0]; sys.path += {path!r}; "
-    "from cloud.engine.worker.template import main; main({fd})"
+    "from cloud.engine.worker.template import main; main({fd}, {preload!r})"
 )
 _END_S = 5.0
 
@@ -25,7 +25,7 @@ class TemplateProcess:
         fd: Descriptor of our end of the control socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, preload: tuple[str, ...]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._socket = ours
@@ -33,7 +33,7 @@ class TemplateProcess:
         self._owner = os.getpid()
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         # cloudpickle may come from a folder that only the program's own path knows.
-        code = _CODE.format(root=root, path=[each for each in sys.path if each], fd=_CONTROL_FD)
+        code = _CODE.format(root=root, path=[each for each in sys.path if each], fd=_CONTROL_FD, preload=preload)
         if not sys.executable:
             raise OSError("sys.executable is not set: worker processes need a Python interpreter to run")
         arguments = [sys.executable, *_interpreter_flags(), "-c", code]

@@ -230,7 +230,8 @@ class Worker:
             def load(item: Any = item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
                 function = self._function(token, context, extras, keep=True)
                 if kind == ch.SEPARATE_CHUNK:
-                    return function, pickling.loads(item, self.namespace), {}
+                    args, kwargs = pickling.loads(item, self.namespace)
+                    return function, args, kwargs
                 return function, item if kind == ch.TUPLES_CHUNK else (item,), {}
 
             slots[ch.CURRENT] = position + index

@@ -8,6 +8,7 @@ meet a process that merely reuses a worker's number.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import select
 import signal
@@ -49,9 +50,11 @@ class Template:
 
     Args:
         control: Socket to the engine.
+        preload: Modules to import once idle, so that workers forked from then on have them.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, preload: tuple[str, ...]) -> None:
+        self._preload = preload
         self._control = control
         self._pids: dict[int, int] = {}  # worker id -> pid
         self._ids: dict[int, int] = {}
@@ -76,7 +79,9 @@ class Template:
             ready = dict(poll.poll(None if loaded else _IDLE_MS))
             if not ready:
                 loaded = True
-                _load_for_nested_use()
+                for name in self._preload:
+                    importlib.import_module(name)
+                gc.freeze()
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._reap()
@@ -192,19 +197,6 @@ class Template:
                 continue
 
 
-def _load_for_nested_use() -> None:
-    """Import what jobs that submit jobs need, so that workers forked from now on have it."""
-    import json  # noqa: F401
-    import logging  # noqa: F401
-
-    import cloudpickle  # noqa: F401
-
-    import cloud.backends.worker
-    import cloud.current  # noqa: F401
-
-    gc.freeze()
-
-
 def _kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
@@ -247,7 +239,7 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def main(control_fd: int) -> None:
+def main(control_fd: int, preload: tuple[str, ...]) -> None:
     """Entry point of the template process; returns when the program has ended."""
     os.closerange(control_fd + 1, 4096)
-    Template(socket.socket(fileno=control_fd)).run()
+    Template(socket.socket(fileno=control_fd), preload).run()

@@ -1,0 +1,36 @@
+"""The local backend over worker processes: ``cloud.mp``."""
+
+from __future__ import annotations
+
+from cloud.backends.local import LocalBackend
+from cloud.backends.nested import NestedRequests
+from cloud.configuration import Settings, usable_cores
+from cloud.engine.clock import RealClock
+from cloud.engine.engine import Engine
+from cloud.engine.executor.processes import ProcessExecutor
+from cloud.engine.store.memory import JidSource, MemoryStore
+
+_PRELOAD = ("json", "logging", "cloudpickle", "cloud.backends.worker", "cloud.current")
+"""What jobs that submit jobs need."""
+
+
+def open_processes(settings: Settings, *, jids: JidSource) -> LocalBackend:
+    """Worker processes of this machine, as the settings say."""
+    executor = ProcessExecutor(
+        settings.num_procs or usable_cores(),
+        capture=settings.redirect_job_output,
+        output_limit_bytes=settings.output_limit_bytes,
+        grace_s=settings.kill_grace_s,
+        max_transmit_bytes=settings.max_transmit_data,
+        preload=_PRELOAD,
+    )
+    engine = Engine(
+        MemoryStore(jids),
+        executor,
+        RealClock(),
+        max_nesting=settings.max_nesting,
+        max_kept=settings.mp_cache_size_limit,
+    )
+    backend = LocalBackend("mp", engine, "multiprocessing")
+    engine.serve_requests(NestedRequests(backend))
+    return backend
