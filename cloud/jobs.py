@@ -7,7 +7,7 @@ all speak in these.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
 
@@ -409,16 +409,18 @@ class Outcome:
         fields = _HEADER.unpack_from(self.raw)
         return fields[6], fields[7], fields[8] * 1024
 
-    def section(self, tag: int) -> bytes | None:
-        """Bytes of one section, or None."""
+    def sections(self) -> Iterator[tuple[int, bytes]]:
+        """(tag, bytes) of all sections, in order."""
         raw, offset = self.raw, _HEADER.size
         for _ in range(raw[1]):
-            found, length = _SECTION.unpack_from(raw, offset)
+            tag, length = _SECTION.unpack_from(raw, offset)
             offset += _SECTION.size
-            if found == tag:
-                return raw[offset : offset + length]
+            yield tag, raw[offset : offset + length]
             offset += length
-        return None
+
+    def section(self, tag: int) -> bytes | None:
+        """Bytes of one section, or None."""
+        return next((content for found, content in self.sections() if found == tag), None)
 
     def text(self, tag: int) -> str | None:
         """One section as text, or None."""

@@ -13,8 +13,9 @@ from cloud.backends.base import MapWriter
 from cloud.backends.local import LocalBackend
 from cloud.engine.store.base import Batch
 from cloud.errors import CloudException
-from cloud.jobs import DONE, JobOptions, Jids
+from cloud.jobs import DONE, VALUE, JobOptions, Jids, Outcome, pack_outcome
 from cloud.serialization.functions import Function
+from cloud.serialization.shared import SharedBytes, attach, inline
 
 Reply = Callable[..., None]
 
@@ -37,6 +38,27 @@ def unpack_jids(pairs: list[list[int]]) -> Jids:
     if len(pairs) == 1:
         return range(*pairs[0])
     return [jid for start, stop in pairs for jid in range(start, stop)]
+
+
+def _inline(raw: bytes) -> bytes:
+    """An outcome with what travelled beside it put into its bytes: a reply carries bytes only."""
+    if type(raw) is not SharedBytes:
+        return raw
+    outcome = Outcome(raw)
+    sections = []
+    for tag, content in outcome.sections():
+        sections.append((tag, inline(attach(content, raw.segment)) if tag == VALUE else content))
+    user_s, system_s, rss_bytes = outcome.usage
+    return pack_outcome(
+        outcome.status,
+        sections,
+        pid=outcome.pid,
+        started=outcome.started,
+        runtime_s=outcome.runtime_s,
+        cpu_user_s=user_s,
+        cpu_system_s=system_s,
+        max_rss_kb=rss_bytes // 1024,
+    )
 
 
 class _Stream:
@@ -184,7 +206,7 @@ class NestedRequests:
 
     def _on_outcomes(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         segments = self._backend.outcomes(unpack_jids(content["jids"]))
-        reply({"segments": [segment[:3] for segment in segments]}, tuple(segment[3] for segment in segments))
+        reply({"segments": [segment[:3] for segment in segments]}, tuple(_inline(segment[3]) for segment in segments))
 
     def _on_statuses(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         reply({}, (bytes(self._backend.statuses(unpack_jids(content["jids"]))),))
@@ -198,7 +220,7 @@ class NestedRequests:
                 name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
                 for name, value in live.items()
             }
-        reply({"facts": facts}, () if outcome is None else (outcome.raw,))
+        reply({"facts": facts}, () if outcome is None else (_inline(outcome.raw),))
 
     def _on_select(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         found = self._backend.select(

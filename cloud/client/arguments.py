@@ -12,6 +12,7 @@ from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
+from cloud.serialization.shared import SharedBytes, attach, size_of
 
 _MAX_ITEMS: Final = 4096
 _MAX_SEPARATE: Final = 256
@@ -63,11 +64,11 @@ def pickle_call(
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
         else:
-            content = pickling.dumps((args, kwargs), namespace)
+            content = pickling.dumps((args, kwargs), namespace, share=namespace is None)
     except Exception as exc:
         raise _refusal(args, kwargs, exc) from exc
-    if limit and len(content) > limit:
-        raise too_large(len(content), limit, args, kwargs)
+    if limit and size_of(content) > limit:
+        raise too_large(size_of(content), limit, args, kwargs)
     return content
 
 
@@ -157,6 +158,13 @@ def _separate(
     for item in block:
         args = item if tuples else (item,)
         content = pickle_call(args, {}, namespace, plain=plain, limit=limit)
+        if type(content) is SharedBytes:
+            # What travels beside an item travels beside its chunk: it gets one of its own.
+            if pickles:
+                yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
+                pickles, size = [], 0
+            yield ch.SEPARATE_CHUNK, 1, attach(_join([content]), content.segment)
+            continue
         if pickles and (size + len(content) > _SEPARATE_BYTES or len(pickles) == _MAX_SEPARATE):
             yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
             pickles, size = [], 0

@@ -28,7 +28,8 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
-from cloud.serialization.functions import Function, FunctionCache
+from cloud.serialization.functions import Function, FunctionCache, function_name
+from cloud.serialization.shared import size_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -204,8 +205,8 @@ class Cloud:
             function = self._functions.get(func)
         except Exception as exc:
             raise cannot_pickle("the function", func, exc) from exc
-        if self._limit and len(function.payload) > self._limit:
-            raise too_large(len(function.payload), self._limit)
+        if self._limit and size_of(function.payload) > self._limit:
+            raise too_large(size_of(function.payload), self._limit)
         return function
 
     def pickle_job(self, func: Callable[..., Any], reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
@@ -219,9 +220,12 @@ class Cloud:
         options, _ = split_options(kwargs, accept=CRON_OPTIONS)
         if kwargs:
             raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
-        function = self._pickled(func)
+        try:
+            payload = pickling.dumps(func)
+        except Exception as exc:
+            raise cannot_pickle("the function", func, exc) from exc
         arguments = pickle_call((), {}, None, plain=True, limit=0)
-        job = (function.payload, function.name, function.reusable, arguments, surroundings.snapshot())
+        job = (payload, function_name(func), False, arguments, surroundings.snapshot())
         return pickling.dumps_plain(job), options.as_dict()
 
     def submit_pickled(self, payload: bytes, options: Mapping[str, Any], label: str | None = None) -> int:
@@ -450,8 +454,6 @@ class Cloud:
                 raise ValueError(f"no status is called {wrong[0]!r}; there are {', '.join(STATUS_LABELS)}")
             codes = [STATUS_LABELS.index(name) for name in names]
         if callable(function):
-            from cloud.serialization.functions import function_name
-
             function = function_name(function)
         return self._open().select(label=label, status=codes, function=function)
 

@@ -22,6 +22,7 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.exceptions import loads_exception
+from cloud.serialization.shared import SharedBytes, attach
 
 
 def decode(
@@ -33,6 +34,8 @@ def decode(
     for skip, n, length, raw in segments:
         if raw[0] == DONE:
             tag, content = unpack_value(raw) or _find_value(raw)
+            if type(raw) is SharedBytes:
+                content = attach(content, raw.segment)
             if tag == VALUE:
                 try:
                     values.append(pickling.loads(content, namespace))

@@ -311,6 +311,8 @@ class Engine:
             elif status == ERROR and batch.options.retries and self._retry(batch, start):
                 return
             states[start] = status
+            if batch.arguments is not None:
+                batch.arguments = b""  # needed no more, and perhaps large
         else:
             for index in range(start, start + n) if self._killing else ():
                 self._killing.pop((id(batch), index), None)

@@ -27,6 +27,7 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from cloud.errors import SerializationError
+from cloud.serialization.shared import SHARE_BYTES, is_shared, pack_shared, unpack_shared
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
@@ -249,8 +250,10 @@ class _Main:
 
 
 class _PlainPickler(_Main, pickle.Pickler):
-    def __init__(self, file: io.BytesIO, variables: dict[str, Any], known: dict[str, bytes] | None, root: Any) -> None:
-        pickle.Pickler.__init__(self, file, PROTOCOL)
+    def __init__(
+        self, file: Any, variables: Any, known: Any, root: Any, callback: Callable[[pickle.PickleBuffer], Any] | None
+    ) -> None:
+        pickle.Pickler.__init__(self, file, PROTOCOL, buffer_callback=callback)
         self.names, self.variables, self.known, self.root, self.uses_main = {}, variables, known, root, False
 
     def reducer_override(self, obj: Any) -> Any:
@@ -262,10 +265,6 @@ class _PlainPickler(_Main, pickle.Pickler):
         return self.reduce_other(obj)
 
 
-def _cloudpickler(file: io.BytesIO, variables: dict[str, Any], known: dict[str, bytes] | None, root: Any) -> Any:
-    return _cloudpickler_class()(file, variables, known, root)
-
-
 def _cloudpickler_class() -> Any:
     import cloudpickle
 
@@ -274,8 +273,8 @@ def _cloudpickler_class() -> Any:
         return found
 
     class _CloudPickler(_Main, cloudpickle.Pickler):  # type: ignore[misc]
-        def __init__(self, file: Any, variables: Any, known: Any, root: Any) -> None:
-            cloudpickle.Pickler.__init__(self, file, PROTOCOL)
+        def __init__(self, file: Any, variables: Any, known: Any, root: Any, callback: Any) -> None:
+            cloudpickle.Pickler.__init__(self, file, PROTOCOL, buffer_callback=callback)
             self.names, self.variables, self.known, self.root, self.uses_main = {}, variables, known, root, False
 
         def reducer_override(self, obj: Any) -> Any:
@@ -305,24 +304,51 @@ def _cloudpickler_class() -> Any:
 _lazy: dict[str, Any] = {}
 
 
-def _pickle(obj: Any, variables: dict[str, Any], known: dict[str, bytes] | None, root: Any = None) -> tuple[bytes, Any]:
+def _pickle(
+    obj: Any,
+    variables: dict[str, Any],
+    known: dict[str, bytes] | None,
+    root: Any = None,
+    buffers: list[memoryview] | None = None,
+) -> tuple[bytes, Any]:
+    """(pickle, the pickler). Large buffers are left out and put into ``buffers``, if that is given."""
+
+    def leave_out(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True  # not contiguous: it goes into the pickle
+        if raw.nbytes < SHARE_BYTES or buffers is None:
+            return True
+        buffers.append(raw)
+        return False
+
+    callback = None if buffers is None else leave_out
     file = io.BytesIO()
-    pickler: Any = _PlainPickler(file, variables, known, root)
+    pickler: Any = _PlainPickler(file, variables, known, root, callback)
     try:
         pickler.dump(obj)
     except (_NeedsCloudpickle, RecursionError, *_PLAIN_ERRORS):
+        if buffers:
+            buffers.clear()
         file = io.BytesIO()
-        pickler = _cloudpickler(file, variables, known, root)
+        pickler = _cloudpickler_class()(file, variables, known, root, callback)
         pickler.dump(obj)
     return file.getvalue(), pickler
 
 
-def dumps(obj: Any, namespace: Namespace | None = None) -> bytes:
+def _beside(content: bytes, buffers: list[memoryview] | None) -> bytes | None:
+    """Content with its buffers in a segment; None if there can be no segment, so that they must go into the pickle."""
+    return pack_shared(content, buffers) if buffers else content
+
+
+def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False) -> bytes:
     """Pickle what goes *to* a job: definitions of ``__main__`` that it refers to travel along.
 
     Args:
         obj: A function, arguments, anything.
         namespace: Where ``__main__`` lives if not in this process's own module (jobs that submit jobs).
+        share: Large buffers may travel beside the bytes, as SharedBytes: to processes of this machine only.
 
     Raises:
         Exception: Whatever the object's own pickling raises; ``explain`` turns it into words.
@@ -330,9 +356,14 @@ def dumps(obj: Any, namespace: Namespace | None = None) -> bytes:
     if type(obj) in ATOMS:
         return pickle.dumps(obj, PROTOCOL)
     variables = program_main() if namespace is None else namespace.variables
-    content, pickler = _pickle(obj, variables, None)
-    if not pickler.uses_main:
-        return content
+    buffers: list[memoryview] | None = [] if share else None
+    content, pickler = _pickle(obj, variables, None, buffers=buffers)
+    if pickler.uses_main:
+        content = _with_definitions(content, pickler, variables)
+    return _beside(content, buffers) or dumps(obj, namespace)
+
+
+def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any]) -> bytes:
     names: dict[str, None] = dict(pickler.names)
     table: list[tuple[str, bytes, bytes]] = []
     references: dict[str, list[str]] = {}
@@ -370,19 +401,20 @@ def dumps_without_functions(obj: Any, namespace: Namespace | None = None) -> byt
     """
     variables = program_main() if namespace is None else namespace.variables
     try:
-        _PlainPickler(io.BytesIO(), variables, None, None).dump(obj)
+        _PlainPickler(io.BytesIO(), variables, None, None, None).dump(obj)
     except _NeedsCloudpickle:
         pickle.dumps(obj, PROTOCOL)
         raise pickle.PicklingError("plain pickle cannot take this: use _fast_serialization=0") from None
     return dumps(obj, namespace)
 
 
-def dumps_result(obj: Any, namespace: Namespace) -> bytes:
+def dumps_result(obj: Any, namespace: Namespace, *, share: bool = False) -> bytes:
     """Pickle what comes *back* from a job: the reader has the program's definitions, so names suffice."""
-    content, pickler = _pickle(obj, namespace.variables, namespace.received)
-    if not pickler.uses_main:
-        return content
-    return _BUNDLE + pickle.dumps((content, []), PROTOCOL)
+    buffers: list[memoryview] | None = [] if share else None
+    content, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
+    if pickler.uses_main:
+        content = _BUNDLE + pickle.dumps((content, []), PROTOCOL)
+    return _beside(content, buffers) or dumps_result(obj, namespace)
 
 
 def dumps_plain(obj: Any) -> bytes:
@@ -390,21 +422,26 @@ def dumps_plain(obj: Any) -> bytes:
     return pickle.dumps(obj, PROTOCOL)
 
 
-def loads(payload: bytes | memoryview, namespace: Namespace | None = None) -> Any:
-    """Rebuild an object; ``__main__`` means ``namespace``, or this process's own if None."""
-    if payload[0] != 77:  # b"M"
-        if namespace is _active.namespace:
-            return pickle.loads(payload)
-        table: list[Any] = []
-        content: Any = payload
-    else:
-        content, table = pickle.loads(memoryview(payload)[1:])
+def loads(payload: Any, namespace: Namespace | None = None) -> Any:
+    """Rebuild an object; ``__main__`` means ``namespace``, or this process's own if None.
+
+    Args:
+        payload: bytes or memoryview of ``dumps`` and ``dumps_result``, or their SharedBytes.
+    """
+    buffers: list[memoryview] = []
+    if is_shared(payload):
+        payload, buffers = unpack_shared(payload)
+    table: list[Any] = []
+    if payload[0] == 77:  # b"M"
+        payload, table = pickle.loads(memoryview(payload)[1:])
+    elif namespace is _active.namespace:
+        return pickle.loads(payload, buffers=buffers)
     before = _active.namespace, _active.fresh
     _active.namespace, _active.fresh = namespace, ()
     try:
         if table and namespace is not None:
             namespace.apply(table)
-        return pickle.loads(content)
+        return pickle.loads(payload, buffers=buffers)
     finally:
         _active.namespace, _active.fresh = before
 

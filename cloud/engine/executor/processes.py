@@ -30,6 +30,7 @@ from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
+from cloud.serialization.shared import payload_from
 
 _STALL_S: Final = 0.005
 _WATCH_OUTPUT_S: Final = 0.1
@@ -37,6 +38,7 @@ _SPIN_S: Final = 0.0001
 _LOOK_AT_LOAD_S: Final = 0.02
 _HANDSHAKE_S: Final = 0.00005
 _MAX_FAILED_STARTS: Final = 3
+_MAX_KILLED_STARTS: Final = 20
 _SIGKILL: Final = signal.SIGKILL.value
 _INTERRUPT: Final = signal.SIGINT.value
 _POKE: Final = signal.SIGURG.value
@@ -80,6 +82,7 @@ class ProcessExecutor(Executor):
             "output_limit_bytes": output_limit_bytes,
             "max_transmit_bytes": max_transmit_bytes,
             "thread_defaults": thread_defaults(n_cores, n_slots),
+            "capture": capture,
         }
         self._preload = preload
         self._spin_s = spin_s
@@ -95,7 +98,7 @@ class ProcessExecutor(Executor):
         self._failed_starts = 0
         self._template: TemplateProcess | None = None
         self._poll = select.poll()
-        self._woken, self._wake = os.pipe()
+        self._woken, self._wake = (ch.off_stdio(fd) for fd in os.pipe())
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._poll.register(self._woken, select.POLLIN)
@@ -123,7 +126,9 @@ class ProcessExecutor(Executor):
         while self._used < self._n_slots and not self._closed:
             if not self._idle and not self._source.has_queued:
                 return
-            worker = self._idle.pop() if self._idle else self._spawn()
+            worker = self._idle.pop() if self._idle else self._new_worker()
+            if worker is None:
+                return
             tasks = self._source.claim(self._n_slots - self._used, AHEAD_S, idle=True)
             if not tasks:
                 self._idle.append(worker)
@@ -160,6 +165,20 @@ class ProcessExecutor(Executor):
             if self._polling:
                 self.interrupt()
 
+    def _new_worker(self) -> WorkerHandle | None:
+        """A worker, or None if no more can be had now: descriptors, memory or processes are used up."""
+        try:
+            return self._spawn()
+        except OSError as exc:
+            if any(not worker.n_waiting or worker.kill_at is not None for worker in self._workers.values()):
+                return None  # those there are do it all, and each asks for more at its end
+            reason = f"Worker processes cannot be started: {exc}."
+            while tasks := self._source.claim(self._n_slots, AHEAD_S, idle=True):
+                for task in tasks:
+                    for index in range(task.start, task.stop):
+                        self._source.lose(task.batch, index, reason, None, own_fault=True)
+            return None
+
     def _spawn(self) -> WorkerHandle:
         if self._template is None:
             self._template = TemplateProcess(self._preload)
@@ -167,11 +186,15 @@ class ProcessExecutor(Executor):
         self._n_numbers += 1
         worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)
         worker.slots[ch.SPIN] = self._spinning
+        try:
+            self._template.fork(worker.number, worker.descriptors)
+        except OSError:
+            worker.close()
+            raise
+        worker.started()
         self._workers[worker.number] = worker
         self._by_fd[worker.fd] = worker
         self._poll.register(worker.fd, select.POLLIN)
-        self._template.fork(worker.number, worker.descriptors)
-        worker.started()
         if self._polling:
             self.interrupt()
         return worker
@@ -219,10 +242,11 @@ class ProcessExecutor(Executor):
                     break
             self._spin_credit -= 1
         limit_s = None
-        if self._used or any(worker.tasks for worker in self._workers.values()):
-            limit_s = _WATCH_OUTPUT_S
-            for worker in self._workers.values():
-                if worker.n_items_over_one:
+        with self._lock:
+            # Those who submit start workers and give them work meanwhile.
+            if self._used or any(worker.tasks for worker in self._workers.values()):
+                limit_s = _WATCH_OUTPUT_S
+                if any(worker.n_items_over_one for worker in self._workers.values()):
                     limit_s = _STALL_S
         if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
             limit_s = timeout_s
@@ -242,7 +266,7 @@ class ProcessExecutor(Executor):
             quiet = self._load.is_quiet()
             if quiet != self._spinning:
                 self._spinning = quiet
-                for worker in self._workers.values():
+                for worker in list(self._workers.values()):
                     worker.slots[ch.SPIN] = quiet
         return self._spinning
 
@@ -251,7 +275,7 @@ class ProcessExecutor(Executor):
         for kind, body in frames:
             if kind == ch.OUTCOME:
                 position, n = _OUTCOME_BODY.unpack_from(body)
-                self._finish(worker, position, n, bytes(body[_OUTCOME_BODY.size :]))
+                self._finish(worker, position, n, payload_from(body, _OUTCOME_BODY.size))
             elif kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:
@@ -308,17 +332,18 @@ class ProcessExecutor(Executor):
             if worker is None:
                 continue
             if what == b"B":
-                worker.pid = argument
+                worker.pid, worker.began = argument, time.monotonic()
             else:
                 self._bury(worker, argument)
         if not alive:
             # Killed from outside. Its workers die with it, or when their socket ends.
             self._poll.unregister(template.fd)
-            template.close()
+            status = template.close()
             self._template = None
             for worker in list(self._workers.values()):
                 _kill_orphan(worker.pid)
-                self._bury(worker, _SIGKILL)
+                # If it ended by itself it cannot start workers here, and the next one could not either.
+                self._bury(worker, status if worker.slots[ch.CURRENT] == ch.NO_LIMIT else _SIGKILL)
 
     def _bury(self, worker: WorkerHandle, status: int) -> None:
         while worker.fd in self._by_fd:
@@ -339,7 +364,8 @@ class ProcessExecutor(Executor):
         reason, exitcode, own_fault = describe_death(status, worker.pid)
         if never_ran and worker.tasks:
             self._failed_starts += 1
-        give_up = never_ran and self._failed_starts >= _MAX_FAILED_STARTS
+        killed = os.WIFSIGNALED(status) and not own_fault
+        give_up = never_ran and self._failed_starts >= (_MAX_KILLED_STARTS if killed else _MAX_FAILED_STARTS)
         output = worker.output()
         for position, batch, index in reversed(list(worker.items())):
             if position > current or (never_ran and not give_up):
@@ -371,7 +397,7 @@ class ProcessExecutor(Executor):
                 task.start, task.position = start + n, task.position + n
                 if task.start == task.stop:
                     worker.tasks.popleft()
-                self._source.finish(batch, start, n, bytes(body[_OUTCOME_BODY.size :]))
+                self._source.finish(batch, start, n, payload_from(body, _OUTCOME_BODY.size))
 
     # --- looking after ------------------------------------------------------------------------------------------------
 
@@ -487,7 +513,13 @@ class ProcessExecutor(Executor):
         attempt = batch.attempt(index)
 
         def out_of_time() -> None:
-            if batch.attempt(index) == attempt and any(b is batch and i == index for _, b, i in worker.items()):
+            if batch.attempt(index) != attempt or all(b is not batch or i != index for _, b, i in worker.items()):
+                return
+            # The start of the worker is not the job's time.
+            left_s = worker.began + limit_s - time.monotonic()
+            if left_s > 0 or worker.slots[ch.CURRENT] == ch.NO_LIMIT:
+                self._source.call_later(max(left_s, _STALL_S), out_of_time)
+            else:
                 self._source.out_of_time(batch, index)
 
         self._source.call_later(limit_s, out_of_time)
@@ -542,8 +574,9 @@ class ProcessExecutor(Executor):
         if template is not None:
             template.end()
         self._load.close()
-        os.close(self._woken)
-        os.close(self._wake)
+        woken, wake, self._woken, self._wake = self._woken, self._wake, -1, -1
+        os.close(woken)
+        os.close(wake)
 
 
 def _kill_orphan(pid: int) -> None:

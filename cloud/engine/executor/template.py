@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import sys
 import time
 
+from cloud.engine import channel as ch
 from cloud.engine.worker.protocol import MESSAGE
 
 _CONTROL_FD = 3
@@ -16,6 +18,9 @@ _CODE = (
     "from cloud.engine.worker.template import main; main({fd}, {preload!r})"
 )
 _END_S = 5.0
+_FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
+"""The socket is full, or holds as many descriptors as this process may have open."""
+
 
 
 class TemplateProcess:
@@ -26,55 +31,56 @@ class TemplateProcess:
     """
 
     def __init__(self, preload: tuple[str, ...]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._socket = ours
-        self.fd = ours.fileno()
-        self._owner = os.getpid()
+        if not sys.executable:
+            raise OSError("sys.executable is not set: worker processes need a Python interpreter to run")
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         # cloudpickle may come from a folder that only the program's own path knows.
         code = _CODE.format(root=root, path=[each for each in sys.path if each], fd=_CONTROL_FD, preload=preload)
-        if not sys.executable:
-            raise OSError("sys.executable is not set: worker processes need a Python interpreter to run")
         arguments = [sys.executable, *_interpreter_flags(), "-c", code]
-        null = os.open(os.devnull, os.O_RDONLY)
-        held: list[socket.socket | _Closing] = []
+        ours, theirs = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        null = -1
         try:
-            while theirs.fileno() <= _CONTROL_FD or null <= _CONTROL_FD:
-                # The low numbers are free in this program; posix_spawn would overwrite what it is to copy.
-                if theirs.fileno() <= _CONTROL_FD:
-                    held.append(theirs)
-                    theirs = theirs.dup()
-                if null <= _CONTROL_FD:
-                    held.append(_Closing(null))
-                    null = os.dup(null)
-            self._pid = _spawn(arguments, theirs.fileno(), null)
+            ours = ch.off_stdio(ours)
+            # posix_spawn would overwrite what it is to copy, if that had one of the numbers it copies to.
+            theirs = ch.off_stdio(theirs, _CONTROL_FD + 1)
+            null = ch.off_stdio(os.open(os.devnull, os.O_RDWR), _CONTROL_FD + 1)
+            self._pid = _spawn(arguments, theirs, null)
+            self._socket = socket.socket(fileno=ours)
+        except BaseException:
+            os.close(ours)
+            raise
         finally:
-            theirs.close()
-            os.close(null)
-            for each in held:
-                each.close()
+            os.close(theirs)
+            if null >= 0:
+                os.close(null)
+        self._socket.setblocking(False)
+        self.fd = ours
 
     def fork(self, number: int, descriptors: list[int]) -> None:
-        """Ask for a worker with these descriptors: socket, page, stdout, stderr."""
-        self._send(MESSAGE.pack(b"F", number, 0), descriptors)
+        """Ask for a worker with these descriptors: socket, page, stdout, stderr.
+
+        Raises:
+            OSError: The template does not answer.
+        """
+        if not self._send(MESSAGE.pack(b"F", number, 0), descriptors):
+            raise OSError("the template process, which starts the workers, does not answer")
 
     def signal(self, number: int, signum: int) -> None:
         """Ask for a signal to a worker; it never meets another process."""
         self._send(MESSAGE.pack(b"K", number, signum), [])
 
-    def _send(self, message: bytes, descriptors: list[int]) -> None:
+    def _send(self, message: bytes, descriptors: list[int]) -> bool:
         until = time.monotonic() + _END_S
         while True:
             try:
                 socket.send_fds(self._socket, [message], descriptors)
-                return
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    return  # it is stopped; what we wait for from it will be reported when it goes on or dies
-                time.sleep(0.001)
-            except OSError:
-                return  # dead; the next read tells
+                return True
+            except OSError as exc:
+                if exc.errno not in _FULL:
+                    return True  # dead; the next read tells
+            if time.monotonic() > until:
+                return False  # it is stopped
+            time.sleep(0.001)
 
     def read(self) -> tuple[list[tuple[bytes, int, int]], bool]:
         """Messages that have arrived, as (what, worker number, argument); and False when the template is gone."""
@@ -108,25 +114,17 @@ class TemplateProcess:
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
 
-    def close(self) -> None:
-        """After it died by itself: bury it."""
+    def close(self) -> int:
+        """After it died: bury it; its wait status."""
         self._socket.close()
         try:
-            os.waitpid(self._pid, 0)
+            return os.waitpid(self._pid, 0)[1]
         except ChildProcessError:
-            pass
+            return signal.SIGKILL.value  # somebody else in the program waited for it
 
     def abandon(self) -> None:
         """In a forked child of the program: it is not ours."""
         self._socket.close()
-
-
-class _Closing:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def _spawn(arguments: list[str], control: int, null: int) -> int:
@@ -136,7 +134,8 @@ def _spawn(arguments: list[str], control: int, null: int) -> int:
     ]
     environment = dict(os.environ)
     # A process group of its own: Ctrl-C in the terminal is the program's business.
-    return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setpgroup=0)
+    # The thread that starts it may block signals; the template needs them.
+    return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setpgroup=0, setsigmask=())
 
 
 def _interpreter_flags() -> list[str]:
@@ -149,6 +148,8 @@ def _interpreter_flags() -> list[str]:
             flags.append(f"-{letter}")
     if sys.dont_write_bytecode:
         flags.append("-B")
+    if sys.flags.bytes_warning:
+        flags.append("-" + "b" * sys.flags.bytes_warning)
     flags += [f"-W{option}" for option in sys.warnoptions]
     for name, value in sys._xoptions.items():
         flags += ["-X", name if value is True else f"{name}={value}"]

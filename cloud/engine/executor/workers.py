@@ -14,13 +14,14 @@ from typing import Any, Final
 from cloud.engine import channel as ch
 from cloud.engine.executor.base import Task
 from cloud.engine.store.base import Batch
+from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization import pickling
+from cloud.serialization.shared import Segment, SharedBytes, size_of
 
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
-_READ_BYTES: Final = 1 << 18
 _FRAME_AND_RUN: Final = struct.Struct(ch.FRAME.format + ch.RUN_HEAD.format[1:])
 
 _OWN_FAULT_SIGNALS: Final = frozenset(
@@ -53,7 +54,6 @@ class WorkerHandle:
         taking_back: Position up to which work was taken back and the worker has not confirmed, or None.
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
         retired: It is to end; it gets no more work.
-        pending: Bytes that its socket would not take yet.
     """
 
     def __init__(self, number: int, settings: dict[str, Any], *, capture: bool) -> None:
@@ -71,35 +71,47 @@ class WorkerHandle:
         self.began = 0.0
         self.seen_current = -1
         self.seen_at = 0.0
-        self.pending = bytearray()
-        self._received = bytearray()
-        self._needed = 0
         self._functions: dict[int, int] = {}
         self._function_bytes = 0
         self._contexts: set[int] = set()
         self._chunks: dict[int, None] = {}
         self._freed = [0, 0]
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.fd = ours.detach()
-        os.set_blocking(self.fd, False)
-        self.page_fd = ch.memory_file()
-        self.page = ch.Page(self.page_fd, create=True)
-        self.slots = self.page.slots
-        self.output_fds = [_capture_file(), _capture_file()] if capture else [os.dup(1), os.dup(2)]
+        self.slots: Any = None
         self._captures = capture
         self._limit_bytes = settings["output_limit_bytes"]
+        self.fd = self._their_fd = self._page_fd = -1
+        self._page: ch.Page | None = None
+        self.output_fds: list[int] = []
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
         self.write(ch.frame(ch.SETTINGS, pickling.dumps_plain(settings)))
+
+    def _open(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.fd, self._their_fd = ours.detach(), theirs.detach()
+        self.fd = ch.off_stdio(self.fd)
+        self._their_fd = ch.off_stdio(self._their_fd)
+        self._stream = FrameStream(self.fd)
+        self._page_fd = ch.memory_file()
+        self._page_fd = ch.off_stdio(self._page_fd)
+        self._page = ch.Page(self._page_fd, create=True)
+        self.slots = self._page.slots
+        for fd in (1, 2):
+            self.output_fds.append(ch.off_stdio(_capture_file() if self._captures else _copy_of(fd)))
 
     @property
     def descriptors(self) -> list[int]:
         """What the template hands to the new process."""
-        return [self.theirs.fileno(), self.page_fd, *self.output_fds]
+        return [self._their_fd, self._page_fd, *self.output_fds]
 
     def started(self) -> None:
         """The descriptors were sent: the process has its own copies now."""
-        self.theirs.close()
-        os.close(self.page_fd)
-        self.page_fd = -1
+        os.close(self._their_fd)
+        os.close(self._page_fd)
+        self._their_fd = self._page_fd = -1
 
     @property
     def takes_work(self) -> bool:
@@ -134,26 +146,44 @@ class WorkerHandle:
             attempt = 1 if batch.attempts is None else batch.attempt(task.start)
             if batch.arguments is not None:
                 arguments = batch.arguments
+                segment = arguments.segment if type(arguments) is SharedBytes else None
+                if segment is not None:
+                    self._send_parts(parts)
                 length = ch.RUN_HEAD.size + len(extras) + len(arguments)
                 parts.append(
                     _FRAME_AND_RUN.pack(
-                        length, ch.RUN, position, batch.jid0, token, context[0], attempt, batch.depth, flags
+                        length, ch.RUN if segment is None else ch.RUN | WITH_SEGMENT, position, batch.jid0, token, context[0], attempt, batch.depth, flags
                     )
                 )
                 if extras:
                     parts.append(extras)
                 parts.append(arguments)
+                if segment is not None:
+                    self._send_parts(parts, segment)
             else:
                 self._add_range(task, batch, n, attempt, flags, extras, parts)
             self.load_s += n * (function.mean_s or 1.0)
             self.tasks.append(task)
-        self.write(b"".join(parts))
+        self._send_parts(parts)
+
+    def _send_parts(self, parts: list[bytes], segment: Segment | None = None) -> None:
+        if parts:
+            self.write(b"".join(parts), segment)
+            parts.clear()
+
+    def _add_frame(self, parts: list[bytes], kind: int, head: bytes, payload: bytes) -> None:
+        if type(payload) is SharedBytes:
+            self._send_parts(parts)
+            parts.append(ch.frame(kind | WITH_SEGMENT, head, payload))
+            self._send_parts(parts, payload.segment)
+        else:
+            parts.append(ch.frame(kind, head, payload))
 
     def _add_function(self, token: int, payload: bytes, parts: list[bytes]) -> None:
         functions = self._functions
-        functions[token] = len(payload)
-        self._function_bytes += len(payload)
-        parts.append(ch.frame(ch.FUNCTION, ch.ID.pack(token), payload))
+        functions[token] = size_of(payload)
+        self._function_bytes += size_of(payload)
+        self._add_frame(parts, ch.FUNCTION, ch.ID.pack(token), payload)
         # Frames come in order: what was sent before still finds a function that is forgotten here.
         while len(functions) > 1 and (len(functions) > _MAX_FUNCTIONS or self._function_bytes > _MAX_FUNCTION_BYTES):
             oldest = next(iter(functions))
@@ -168,7 +198,8 @@ class WorkerHandle:
             if len(self._chunks) >= ch.MAX_CHUNKS:
                 self._chunks.pop(next(iter(self._chunks)))
             self._chunks[chunk.token] = None
-            parts.append(ch.frame(ch.CHUNK, ch.CHUNK_HEAD.pack(chunk.token, chunk.kind, chunk.n), chunk.payload))
+            head = ch.CHUNK_HEAD.pack(chunk.token, chunk.kind, chunk.n)
+            self._add_frame(parts, ch.CHUNK, head, chunk.payload)
         head = ch.RANGE_HEAD.pack(
             task.position,
             batch.jid0 + task.start,
@@ -183,60 +214,33 @@ class WorkerHandle:
         )
         parts.append(ch.frame(ch.RANGE, head, extras))
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, segment: Segment | None = None) -> bool:
         """Send, or keep what the socket does not take now; False if something is kept."""
-        if self.pending:
-            self.pending += data
-            return False
         try:
-            sent = os.write(self.fd, data)
-        except BlockingIOError:
-            sent = 0
+            return self._stream.send(data, segment)
         except OSError:
             return True  # it died; the template tells
-        if sent < len(data):
-            self.pending += memoryview(data)[sent:]
-            return False
-        return True
 
     def write_pending(self) -> bool:
         """Send more of what was kept; True when nothing is left."""
-        data, self.pending = bytes(self.pending), bytearray()
-        return self.write(data)
+        try:
+            return self._stream.send_rest()
+        except OSError:
+            return True
+
+    @property
+    def pending(self) -> bool:
+        """True while its socket would not take everything."""
+        return self._stream.has_unsent
 
     # --- what it sends ------------------------------------------------------------------------------------------------
 
-    def read(self) -> tuple[list[tuple[int, memoryview]], bool]:
+    def read(self) -> tuple[list[Frame], bool]:
         """Frames that have arrived whole, as (kind, body); and False at the end of the stream."""
         try:
-            data = os.read(self.fd, _READ_BYTES if not self._needed else max(_READ_BYTES, self._needed))
-        except BlockingIOError:
-            return [], True
-        except OSError:
+            return self._stream.receive(), True
+        except (OSError, EOFError):
             return [], False
-        if not data:
-            return [], False
-        source: bytes | bytearray = data
-        if self._received:
-            self._received += data
-            if len(self._received) < self._needed:
-                return [], True
-            source, self._received = self._received, bytearray()
-        frames = []
-        offset, end, head = 0, len(source), ch.FRAME.size
-        view = memoryview(source)
-        self._needed = 0
-        while end - offset >= head:
-            length, kind = ch.FRAME.unpack_from(source, offset)
-            stop = offset + head + length
-            if stop > end:
-                self._needed = head + length
-                break
-            frames.append((kind, view[offset + head : stop]))
-            offset = stop
-        if offset < end:
-            self._received += view[offset:]
-        return frames, True
 
     # --- where it stands ----------------------------------------------------------------------------------------------
 
@@ -278,21 +282,32 @@ class WorkerHandle:
 
     def close(self) -> None:
         """Close our descriptors; a live worker then ends by itself. Idempotent."""
+        fds = (self._their_fd, self._page_fd, *self.output_fds)
         if self.fd >= 0:
-            for fd in (self.fd, *self.output_fds):
+            self._stream.close()
+        self.fd = self._their_fd = self._page_fd = -1
+        self.output_fds = []
+        for fd in fds:
+            if fd >= 0:
                 os.close(fd)
-            self.fd = -1
-            self.theirs.close()
-            if self.page_fd >= 0:
-                os.close(self.page_fd)
+        page, self._page = self._page, None
+        if page is not None:
             self.slots = memoryview(bytearray(ch.PAGE_BYTES)).cast("Q")
-            self.page.close()
+            page.close()
 
 
 def _capture_file() -> int:
     fd = ch.memory_file()
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+    os.write(fd, b"\n" * ch.CAPTURE_START)
     return fd
+
+
+def _copy_of(fd: int) -> int:
+    try:
+        return os.dup(fd)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)  # the program runs without
 
 
 def _extras(env_vars: dict[str, str] | None) -> bytes:

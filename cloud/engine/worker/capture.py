@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any, Final
 
+from cloud.engine import channel as ch
+
 _PUNCH_BYTES: Final = 8 << 20
 
 
@@ -49,49 +51,72 @@ class Capture:
     Args:
         dirty: A one-item list set to True by whatever the next look between jobs must notice.
         limit_bytes: How much of the end of each stream is kept per job.
+        captured: False when descriptors 1 and 2 are the program's own, which nobody reads here.
     """
 
-    def __init__(self, dirty: list[bool], limit_bytes: int) -> None:
+    def __init__(self, dirty: list[bool], limit_bytes: int, *, captured: bool) -> None:
         self._dirty = dirty
         self.limit_bytes = limit_bytes
-        self._starts = [0, 0]
-        self._streams: list[_Text] = []
-        for fd, name in ((1, "<stdout>"), (2, "<stderr>")):
-            raw = _Raw(fd, dirty, name)
-            stream = _Text(io.BufferedWriter(raw, 8192), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-            stream.dirty = dirty
-            self._streams.append(stream)
+        self._captured = captured
+        self._starts = [ch.CAPTURE_START, ch.CAPTURE_START]
+        # A job may close 1 and 2, or put other files in their place.
+        self._files = [ch.out_of_reach(1), ch.out_of_reach(2)]
+        self._streams = [self._stream(0), self._stream(1)]
+        self._install_streams()
+
+    def _stream(self, index: int) -> _Text:
+        raw = _Raw(index + 1, self._dirty, ("<stdout>", "<stderr>")[index])
+        stream = _Text(io.BufferedWriter(raw, 8192), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        stream.dirty = self._dirty
+        return stream
+
+    def _install_streams(self) -> None:
         sys.stdout, sys.stderr = self._streams
         vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)
 
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""
-        taken = []
-        for index, fd in ((0, 1), (1, 2)):
+        streams = self._streams
+        for index in (0, 1):
             try:
-                self._streams[index].flush()
+                streams[index].flush()
             except (OSError, ValueError):
-                pass  # the job closed or broke its stream; what reached the file is still there
-            taken.append(self._since(index, fd))
-        if sys.stdout is not self._streams[0] or sys.stderr is not self._streams[1]:
-            sys.stdout, sys.stderr = self._streams
-        return taken[0], taken[1]
+                # The job closed, broke or detached its stream; what reached the file is still there.
+                streams[index] = self._stream(index)
+        taken = self._since(0), self._since(1)
+        if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+            self._install_streams()
+        return taken
 
-    def _since(self, index: int, fd: int) -> bytes:
+    def _since(self, index: int) -> bytes:
         start = self._starts[index]
         try:
-            end = os.lseek(fd, 0, os.SEEK_END)
-            if end == start:
-                return b""
-            self._starts[index] = end
-            return os.pread(fd, min(end - start, self.limit_bytes), max(start, end - self.limit_bytes))
+            end = os.lseek(index + 1, 0, os.SEEK_END) if self._captured else -1
         except OSError:
-            return b""  # the job closed descriptor 1 or 2
+            end = -1  # closed, or no longer a file
+        if end == start:
+            return b""
+        file = self._files[index]
+        if not _same_file(index + 1, file):
+            os.dup2(file, index + 1)
+        if not self._captured:
+            return b""
+        end = self._starts[index] = os.lseek(file, 0, os.SEEK_END)
+        if end < start:
+            return b""  # the job truncated it
+        return os.pread(file, min(end - start, self.limit_bytes), max(start, end - self.limit_bytes))
 
     @property
     def starts(self) -> list[int]:
         """Where the output of the running job begins in each file."""
         return self._starts
+
+
+def _same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(fd, other)
+    except OSError:
+        return False
 
 
 def tail(fd: int, start: int, limit_bytes: int) -> bytes:

@@ -1,8 +1,7 @@
 """The worker's end of the channel: frames in, frames out, and requests to the engine from inside jobs.
 
 Whoever waits reads: the loop between jobs, or the thread of a job that waits for a reply. One reads at a time and
-hands the others what is theirs. Descriptors and ``os.read`` rather than socket objects: importing ``socket`` would
-cost each program's first result 7 ms.
+hands the others what is theirs.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from cloud.engine import channel as ch
+from cloud.engine.stream import Frame, FrameStream
 from cloud.serialization import pickling
+from cloud.serialization.shared import Segment
 
-_READ_BYTES: Final = 1 << 18
 
 
 class LinkClosed(Exception):
@@ -35,13 +35,14 @@ class Link:
     """
 
     def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
-        self._inode = os.fstat(fd).st_ino
+        # A job that closes descriptors and opens files must not get our number: outcomes would be written into them.
+        self._fd = ch.out_of_reach(fd)
+        os.close(fd)
+        fd = self._fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._buffer = bytearray()
-        self.frames: deque[tuple[int, bytes]] = deque()
+        self._stream = FrameStream(fd)
+        self.frames: deque[Frame] = deque()
         self.interruptible = False
         self.before_request: Callable[[], None] | None = None
         self._write_lock = threading.Lock()
@@ -84,23 +85,22 @@ class Link:
             self._poll.poll()
             self._read()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, segment: Segment | None = None) -> None:
         """Write all of ``data``. Blocks while the engine does not read.
 
         Raises:
             LinkClosed: The engine is gone, or a job closed our descriptor.
         """
         with self._write_lock:
-            view = memoryview(data)
-            while view:
-                try:
-                    view = view[os.write(self._fd, view) :]
-                except BlockingIOError:
+            try:
+                sent = self._stream.send(data, segment)
+                while not sent:
                     waiter = select.poll()
                     waiter.register(self._fd, select.POLLOUT)
                     waiter.poll()
-                except OSError as exc:
-                    raise LinkClosed from exc
+                    sent = self._stream.send_rest()
+            except OSError as exc:
+                raise LinkClosed from exc
 
     def request(self, content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> tuple[dict[str, Any], list[bytes]]:
         """Ask the engine something from inside a job and wait for its reply. Thread-safe.
@@ -140,18 +140,13 @@ class Link:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError as exc:
+            frames = self._stream.receive()
+        except (OSError, EOFError) as exc:
             raise LinkClosed from exc
-        if not data:
-            raise LinkClosed
-        self._buffer += data
-        for kind, body in ch.split_frames(self._buffer):
-            if kind == ch.REPLY:
-                number, content, blobs = ch.unpack_message(body)
+        for frame in frames:
+            if frame[0] == ch.REPLY:
+                number, content, blobs = ch.unpack_message(frame[1])
                 self._replies[number] = content, blobs
             else:
-                self.frames.append((kind, body))
-        return True
+                self.frames.append(frame)
+        return bool(frames)

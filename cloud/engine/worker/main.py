@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from cloud.engine import channel as ch
+from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.run import Call, pack_ended, run_call
@@ -25,11 +26,13 @@ from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.jobs import DONE, PACKED, STDERR, STDOUT, pack_outcome, pack_value
 from cloud.serialization import pickling
+from cloud.serialization.shared import Segment, SharedBytes, payload_from
 
 INTERRUPT: Final = signal.SIGINT
 POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
+_BROKEN_EXIT: Final = 70
 _FLUSH_S: Final = 0.003
 _SMALL_S: Final = 0.0001
 """Items of a map that ran shorter than this share one outcome record with their neighbours."""
@@ -56,13 +59,13 @@ class Worker:
         self._dirty = [False]
         self.namespace = _fresh_main()
         self._surroundings = Surroundings(self._dirty, settings["thread_defaults"])
-        self._capture = Capture(self._dirty, settings["output_limit_bytes"])
+        self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._contexts: dict[int, tuple[Any, ...]] = {}
         self._context = 0
         self._payloads: dict[int, bytes] = {}
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: dict[int, tuple[int, Any]] = {}
-        self._held: list[bytes] = []
+        self._held: list[tuple[bytes, Segment | None]] = []
         self._flushed_at = 0.0
         self._results: list[Any] = []
         self._results_at = 0
@@ -81,7 +84,7 @@ class Worker:
 
     def loop(self) -> None:
         """Serve until the engine closes the socket."""
-        handlers: dict[int, Callable[[bytes], None]] = {
+        handlers: dict[int, Callable[[Any], None]] = {
             ch.CONTEXT: self._on_context,
             ch.FUNCTION: self._on_function,
             ch.CHUNK: self._on_chunk,
@@ -99,21 +102,21 @@ class Worker:
                 self._flush()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 
-    def _on_context(self, body: bytes) -> None:
+    def _on_context(self, body: Any) -> None:
         number = ch.ID.unpack_from(body)[0]
         if len(self._contexts) > 64:
             self._contexts.clear()
         self._contexts[number] = pickling.loads(body[ch.ID.size :])
 
-    def _on_function(self, body: bytes) -> None:
-        self._payloads[ch.ID.unpack_from(body)[0]] = body[ch.ID.size :]
+    def _on_function(self, body: Any) -> None:
+        self._payloads[ch.ID.unpack_from(body)[0]] = payload_from(body, ch.ID.size)
 
-    def _on_forget(self, body: bytes) -> None:
+    def _on_forget(self, body: Any) -> None:
         token = ch.ID.unpack_from(body)[0]
         self._payloads.pop(token, None)
         self._functions.pop(token, None)
 
-    def _on_chunk(self, body: bytes) -> None:
+    def _on_chunk(self, body: Any) -> None:
         token, kind, n = ch.CHUNK_HEAD.unpack_from(body)
         offset = ch.CHUNK_HEAD.size
         if kind == ch.SEPARATE_CHUNK:
@@ -121,7 +124,8 @@ class Worker:
             lengths = memoryview(body)[offset : offset + 4 * n].cast("I")
             offset += 4 * n
             for length in lengths:
-                items.append(body[offset : offset + length])
+                # An item with a segment has a chunk of its own.
+                items.append(payload_from(body, offset) if n == 1 else body[offset : offset + length])
                 offset += length
         else:
             items = pickling.loads_list(memoryview(body)[offset:])
@@ -129,7 +133,7 @@ class Worker:
             self._chunks.pop(next(iter(self._chunks)))
         self._chunks[token] = kind, items
 
-    def _on_resume(self, body: bytes) -> None:
+    def _on_resume(self, body: Any) -> None:
         # Frames come in order: what was taken back lay before this one and met the limit; what follows is new.
         self.slots[ch.LIMIT] = ch.NO_LIMIT
         self._flush()
@@ -137,7 +141,7 @@ class Worker:
 
     # --- one call -----------------------------------------------------------------------------------------------------
 
-    def _on_run(self, body: bytes) -> None:
+    def _on_run(self, body: Any) -> None:
         position, jid, token, context, attempt, depth, flags = ch.RUN_HEAD.unpack_from(body)
         slots = self.slots
         slots[ch.CURRENT] = position
@@ -153,7 +157,7 @@ class Worker:
 
         def load() -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
             function = self._function(token, context, extras, keep=bool(flags & ch.KEEP_FUNCTION))
-            args, kwargs = pickling.loads(memoryview(body)[offset:], self.namespace)
+            args, kwargs = pickling.loads(payload_from(body, offset), self.namespace)
             return function, args, kwargs
 
         self._run(load, position, flags)
@@ -191,7 +195,7 @@ class Worker:
 
     # --- a run of map items -------------------------------------------------------------------------------------------
 
-    def _on_range(self, body: bytes) -> None:
+    def _on_range(self, body: Any) -> None:
         position, jid, token, context, attempt, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
         extras: dict[str, str] = {}
         if flags & ch.EXTRAS:
@@ -327,12 +331,22 @@ class Worker:
             self._dirty[0] = False
 
     def _hold(self, position: int, n: int, outcome: bytes) -> None:
-        self._held.append(ch.OUTCOME_HEAD.pack(len(outcome) + 12, ch.OUTCOME, position, n) + outcome)
+        segment = outcome.segment if type(outcome) is SharedBytes else None
+        kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
+        self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
 
     def _flush(self) -> None:
         held, self._held = self._held, []
-        if held:
-            self.link.send(b"".join(held))
+        plain: list[bytes] = []
+        for frame, segment in held:
+            if segment is not None:
+                self.link.send(b"".join(plain))
+                plain.clear()
+                self.link.send(frame, segment)
+            else:
+                plain.append(frame)
+        if plain:
+            self.link.send(b"".join(plain))
         self._flushed_at = time.monotonic()
 
     def _flush_before_request(self) -> None:
@@ -353,7 +367,8 @@ class Worker:
         if self.slots[ch.KILL] == self.slots[ch.CURRENT]:
             if self.link.interruptible or _inside_job(frame):
                 raise KilledException("Job terminated by user")
-        elif _inside_job(frame):
+        elif self.slots[ch.KILL] > ch.NO_LIMIT and _inside_job(frame):
+            # From outside. After a kill that came too late for its own job this worker is at its end anyway.
             raise KeyboardInterrupt
 
     def _on_poke(self, number: int, frame: FrameType | None) -> None:
@@ -411,6 +426,9 @@ def serve(socket_fd: int, page_fd: int) -> NoReturn:
         worker.loop()
     except LinkClosed:
         pass
+    except BaseException as exc:  # noqa: BLE001 - whoever reads what the job printed sees why its worker ended
+        sys.__excepthook__(type(exc), exc, exc.__traceback__)
+        os._exit(_BROKEN_EXIT)
     finally:
         # Not sys.exit: atexit handlers of the template's or the user's must not run here.
         os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -25,9 +26,11 @@ from cloud.jobs import (
     pack_value,
 )
 from cloud.serialization import pickling
+from cloud.serialization.shared import SharedBytes, attach, size_of
 
 _RUSAGE: Final = resource.getrusage
 _SELF: Final = resource.RUSAGE_SELF
+_OWN_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 # Linux counts kilobytes, macOS bytes.
 _RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
 
@@ -131,7 +134,7 @@ def pack_ended(
     out, err = output()
     if status == DONE:
         if not (out or err or sections or call.report):
-            return pack_value(VALUE, content, *usage)
+            return _with_segment(pack_value(VALUE, content, *usage), content)
         sections.append((VALUE, content))
     if out:
         sections.append((STDOUT, out))
@@ -140,7 +143,7 @@ def pack_ended(
     if call.report:
         sections.append((REPORT, call.report))
     pid, started, runtime_s, user_s, system_s, rss_kb = usage
-    return pack_outcome(
+    packed = pack_outcome(
         status,
         sections,
         pid=pid,
@@ -150,14 +153,19 @@ def pack_ended(
         cpu_system_s=system_s,
         max_rss_kb=rss_kb,
     )
+    return _with_segment(packed, content)
+
+
+def _with_segment(packed: bytes, content: bytes) -> bytes:
+    return attach(packed, content.segment) if isinstance(content, SharedBytes) else packed
 
 
 def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
     if type(value) in pickling.ATOMS or call.fast_pickle:
         content = pickling.dumps_plain(value)
     else:
-        content = pickling.dumps_result(value, call.namespace)
-    if max_result_bytes and len(content) > max_result_bytes:
+        content = pickling.dumps_result(value, call.namespace, share=True)
+    if max_result_bytes and size_of(content) > max_result_bytes:
         from cloud.errors import PayloadTooLarge
 
         raise PayloadTooLarge(
@@ -197,7 +205,8 @@ def _error_sections(error: BaseException, namespace: pickling.Namespace) -> list
 
 
 def _user_frames(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    # Functions are called here, and by the worker's loop for items of a map.
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
         trace = trace.tb_next
     return trace
 

@@ -66,6 +66,9 @@ class Surroundings:
         self._cwd = ""
         self._environ: dict[str, str] = dict(os.environ)
         self._handlers: dict[int, Any] = {}
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._set_mask = signal.pthread_sigmask
+        self._set_timer = signal.setitimer
         self._signals_changed = False
         self._watch()
 
@@ -85,7 +88,12 @@ class Surroundings:
             return wrapper
 
         for name in ("chdir", "fchdir", "putenv", "unsetenv"):
-            setattr(os, name, noting(getattr(os, name)))
+            # In both modules: a builtin that is itself the job's function was pickled as posix.chdir.
+            wrapper = noting(getattr(os, name))
+            setattr(os, name, wrapper)
+            setattr(sys.modules[os.name], name, wrapper)
+        for name in ("pthread_sigmask", "alarm", "setitimer"):
+            setattr(signal, name, noting(getattr(signal, name)))
         set_handler = signal.signal
 
         def noting_signal(signalnum: Any, handler: Any) -> Any:
@@ -136,6 +144,10 @@ class Surroundings:
                 except OSError:
                     pass  # removed meanwhile; the next job that needs it will say so
         self._restore_environ()
+        self._set_mask(signal.SIG_SETMASK, self._blocked)
+        # An alarm left over would end the worker in the middle of another job.
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            self._set_timer(timer, 0)
         while self._handlers:
             number, handler = self._handlers.popitem()
             if handler is not None:

@@ -7,6 +7,7 @@ meet a process that merely reuses a worker's number.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -56,6 +57,7 @@ class Template:
     def __init__(self, control: socket.socket, preload: tuple[str, ...]) -> None:
         self._preload = preload
         self._control = control
+        self._pid = os.getpid()
         self._pids: dict[int, int] = {}  # worker id -> pid
         self._ids: dict[int, int] = {}
         self._libc = _Libc()
@@ -64,8 +66,9 @@ class Template:
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for number in (signal.SIGTTIN, signal.SIGTTOU):
-            # A job that asks the terminal for something gets an error instead of being stopped for ever.
+        for number in (signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU):
+            # Ctrl-C is the program's business; a job that asks the terminal for something gets an error instead of
+            # being stopped for ever.
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
@@ -80,13 +83,17 @@ class Template:
             if not ready:
                 loaded = True
                 for name in self._preload:
-                    importlib.import_module(name)
+                    try:
+                        importlib.import_module(name)
+                    except Exception:  # noqa: BLE001, S110 - a job that needs it will say why it cannot be imported
+                        pass
                 gc.freeze()
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._reap()
             if self._control.fileno() in ready and not self._serve():
                 break
+        self._control.close()
         self._end()
 
     def _serve(self) -> bool:
@@ -104,18 +111,18 @@ class Template:
         return True
 
     def _signal(self, pid: int, number: int) -> None:
+        if number == signal.SIGKILL:
+            _kill_group(pid)
         try:
-            if number == signal.SIGKILL:
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
+            # After its group too: a job may have moved its worker to another one.
+            os.kill(pid, number)
         except ProcessLookupError:
             pass  # dead, and about to be reaped
-        except PermissionError:
-            os.kill(pid, number)  # macOS refuses a group that holds a zombie
 
     def _fork(self, number: int, descriptors: list[int]) -> None:
         try:
+            if len(descriptors) < N_DESCRIPTORS:
+                raise OSError(errno.EMFILE, "descriptors were lost on the way")
             pid = os.fork()
         except OSError as exc:
             self._tell(b"D", number, -(exc.errno or 0) - 1000)
@@ -127,7 +134,11 @@ class Template:
                 self._become_worker(descriptors)
             finally:
                 os._exit(70)
-        # Both sides set the group, so that it stands before either goes on.
+        try:
+            # Both sides set the group, so that it stands before either goes on.
+            os.setpgid(pid, pid)
+        except OSError:
+            pass  # it is dead already
         self._pids[number] = pid
         self._ids[pid] = number
         for fd in descriptors:
@@ -139,12 +150,16 @@ class Template:
         # groups processes by session for scheduling.
         os.setpgid(0, 0)
         self._libc.die_with_parent()
+        if os.getppid() != self._pid:
+            os._exit(0)  # the template was killed before it could take us along
         self._libc.become_subreaper()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in (self._control.detach(), self._woken, self._wake):
             os.close(fd)
         link, page, out, err = descriptors
+        for fd in (link, page):
+            os.set_inheritable(fd, False)
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.close(out)
@@ -242,4 +257,10 @@ def _children(pid: int) -> list[int]:
 def main(control_fd: int, preload: tuple[str, ...]) -> None:
     """Entry point of the template process; returns when the program has ended."""
     os.closerange(control_fd + 1, 4096)
+    for fd in (1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The program runs without: a worker's socket must not get this number.
+            os.dup2(0, fd)
     Template(socket.socket(fileno=control_fd), preload).run()

@@ -1,0 +1,173 @@
+"""Frames over a socket that does not block, with descriptors beside some of them.
+
+Both ends of a worker's channel use it. A frame whose kind has ``WITH_SEGMENT`` set comes with one descriptor: of the
+segment that belongs to its payload (see ``serialization.shared``).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections import deque
+from typing import Any, Final
+
+from cloud.engine.channel import FRAME
+from cloud.serialization.shared import Segment, attach
+
+WITH_SEGMENT: Final = 0x80
+_READ_BYTES: Final = 1 << 18
+_LARGE_BYTES: Final = 1 << 17
+_MAX_DESCRIPTORS: Final = 64
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
+_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+Frame = tuple[int, Any]
+"""(kind, body): bytes, SharedBytes if a segment came with it, or a memoryview of its own memory if it is large."""
+
+
+class FrameStream:
+    """One end of the socket.
+
+    Args:
+        fd: Its descriptor; owned from now on.
+
+    Attributes:
+        descriptors: Received and not yet claimed, in the order of the frames they came with.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self.fd = fd
+        self.descriptors: deque[int] = deque()
+        self._unsent: deque[tuple[memoryview, Segment | None]] = deque()
+        self._rest = b""
+        self._large: bytearray | None = None
+        self._large_kind = 0
+        self._filled = 0
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while something waits for room in the socket."""
+        return bool(self._unsent)
+
+    def send(self, data: bytes, segment: Segment | None = None) -> bool:
+        """Send, or keep what the socket does not take now; False if something is kept.
+
+        Args:
+            data: Whole frames.
+            segment: Its descriptor goes with the first byte of ``data``.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        if not self._unsent and segment is None:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return True
+            self._unsent.append((memoryview(data)[sent:], None))
+            return False
+        self._unsent.append((memoryview(data), segment))
+        return self.send_rest()
+
+    def send_rest(self) -> bool:
+        """Send more of what was kept; True when nothing is left."""
+        unsent = self._unsent
+        while unsent:
+            view, segment = unsent[0]
+            try:
+                if segment is None:
+                    sent = self._socket.send(view)
+                else:
+                    sent = socket.send_fds(self._socket, [view], [segment.fd])
+            except BlockingIOError:
+                return False
+            if sent == len(view):
+                unsent.popleft()
+            else:
+                unsent[0] = view[sent:], None
+        return True
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    def receive(self) -> list[Frame]:
+        """Frames that have arrived whole, as (kind, body); none if nothing has.
+
+        Raises:
+            EOFError: The other end is closed.
+            OSError: It is gone.
+        """
+        if self._large is not None:
+            return self._receive_large(self._large)
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError
+        if ancillary:
+            self._take_descriptors(ancillary)
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> list[Frame]:
+        frames: list[Frame] = []
+        offset, end, head = 0, len(data), FRAME.size
+        while end - offset >= head:
+            length, kind = FRAME.unpack_from(data, offset)
+            offset += head
+            if end - offset < length:
+                if length < _LARGE_BYTES:
+                    offset -= head
+                    break
+                # The rest of it is read to where it belongs: joining pieces would copy it again and again.
+                self._large, self._large_kind, self._filled = bytearray(length), kind, end - offset
+                self._large[: end - offset] = memoryview(data)[offset:]
+                return frames
+            frames.append(self._frame(kind, data[offset : offset + length]))
+            offset += length
+        self._rest = data[offset:]
+        return frames
+
+    def _receive_large(self, large: bytearray) -> list[Frame]:
+        view = memoryview(large)
+        while self._filled < len(large):
+            try:
+                # No further than this frame: descriptors then always arrive with frames cut above.
+                n, ancillary, _, _ = self._socket.recvmsg_into([view[self._filled :]], _ANCILLARY_BYTES, _CLOEXEC)
+            except BlockingIOError:
+                return []
+            if not n:
+                raise EOFError
+            if ancillary:
+                self._take_descriptors(ancillary)
+            self._filled += n
+        self._large = None
+        return [self._frame(self._large_kind, view)]
+
+    def _frame(self, kind: int, body: Any) -> Frame:
+        if kind < WITH_SEGMENT:
+            return kind, body
+        fd = self.descriptors.popleft()
+        segment = Segment(fd, os.fstat(fd).st_size)
+        segment.settle()
+        return kind - WITH_SEGMENT, attach(bytes(body), segment)
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                n = len(content) // 4
+                self.descriptors.extend(struct.unpack(f"{n}i", content[: 4 * n]))
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+        while self.descriptors:
+            socket.close(self.descriptors.popleft())

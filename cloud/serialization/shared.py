@@ -1,0 +1,198 @@
+"""Large buffers handed from process to process without copying them through a socket.
+
+Pickle protocol 5 leaves large buffers (arrays) out of the pickle. Here they are written once into an anonymous memory
+file, and the file's descriptor travels. The reader maps it privately: what it changes stays its own. Nothing has a
+name, so nothing is left behind by a crash.
+
+::
+
+    SharedBytes   b"S" · n · lengths · pickle          the bytes that travel as bytes
+       .segment ──► buffer 0 | buffer 1 | …            the memory file that travels beside them, each at a page's start
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from collections.abc import Sequence
+from mmap import ACCESS_COPY, PAGESIZE, mmap
+from typing import Any, Final
+
+SHARE_BYTES: Final = 1 << 18
+"""Buffers from this size on travel beside the pickle."""
+
+_MARK: Final = b"S"
+_INLINE: Final = b"I"
+_COUNT: Final = struct.Struct("<I")
+_WRITE_BYTES: Final = 1 << 30
+
+
+class Segment:
+    """Bytes in a memory file, or in memory when there are too many files open.
+
+    Attributes:
+        fd: Descriptor of the file; -1 when ``data`` holds the bytes.
+        n_bytes: Its size.
+    """
+
+    __slots__ = ("data", "fd", "n_bytes")
+
+    n_open = [0]
+
+    def __init__(self, fd: int, n_bytes: int, data: bytes | None = None) -> None:
+        self.fd = fd
+        self.n_bytes = n_bytes
+        self.data = data
+        if fd >= 0:
+            self.n_open[0] += 1
+
+    @classmethod
+    def write(cls, buffers: Sequence[memoryview]) -> Segment | None:
+        """Copy buffers into a new segment; None when this process should open no more files."""
+        if cls.n_open[0] >= _max_open():
+            return None
+        fd = memory_file()
+        segment = cls(fd, 0)
+        offset = 0
+        for buffer in buffers:
+            written = 0
+            while written < buffer.nbytes:
+                written += os.pwrite(fd, buffer[written : written + _WRITE_BYTES], offset + written)
+            offset += _page_aligned(buffer.nbytes)
+        os.ftruncate(fd, offset)
+        segment.n_bytes = offset
+        return segment
+
+    def views(self, lengths: Sequence[int]) -> list[memoryview]:
+        """The buffers, writable; what is written to them is seen by nobody else."""
+        if self.data is not None:
+            whole = memoryview(bytearray(self.data))
+        else:
+            whole = memoryview(mmap(self.fd, self.n_bytes, access=ACCESS_COPY))
+        found = []
+        offset = 0
+        for length in lengths:
+            found.append(whole[offset : offset + length])
+            offset += _page_aligned(length)
+        return found
+
+    def settle(self) -> None:
+        """Take the bytes into memory if this process holds too many open files."""
+        if self.fd >= 0 and self.n_open[0] > _max_open():
+            with mmap(self.fd, self.n_bytes, access=ACCESS_COPY) as content:
+                self.data = content[:]
+            self.close()
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self.n_open[0] -= 1
+            os.close(fd)
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (OSError, TypeError):
+            pass  # a job closed it with all other descriptors, or the interpreter is going down
+
+
+class SharedBytes(bytes):
+    """Bytes with a segment beside them. Slices and copies are plain bytes, without it."""
+
+    segment: Segment
+
+    @property
+    def n_bytes(self) -> int:
+        """Size including the segment."""
+        return len(self) + self.segment.n_bytes
+
+
+def attach(content: bytes, segment: Segment) -> SharedBytes:
+    """The same bytes, with a segment."""
+    shared = SharedBytes(content)
+    shared.segment = segment
+    return shared
+
+
+def payload_from(body: Any, offset: int) -> Any:
+    """The payload that ends a frame's body; with the segment, if one came with it."""
+    if isinstance(body, SharedBytes):
+        return attach(body[offset:], body.segment)
+    return body[offset:]
+
+
+def size_of(payload: bytes) -> int:
+    """Bytes of a payload, its segment included."""
+    return payload.n_bytes if isinstance(payload, SharedBytes) else len(payload)
+
+
+def pack_shared(content: bytes, buffers: list[memoryview]) -> SharedBytes | None:
+    """A pickle and the buffers left out of it; None when they must go into it after all."""
+    segment = Segment.write(buffers)
+    if segment is None:
+        return None
+    lengths = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
+    return attach(b"".join((_MARK, _COUNT.pack(len(buffers)), lengths, content)), segment)
+
+
+def inline(payload: bytes) -> bytes:
+    """The same payload with its buffers inside: for where only bytes can go."""
+    if not isinstance(payload, SharedBytes):
+        return payload
+    content, buffers = unpack_shared(payload)
+    head = payload[: len(payload) - len(content)]
+    return b"".join((_INLINE, len(head).to_bytes(8, "little"), head, len(content).to_bytes(8, "little"), content, *buffers))
+
+
+def is_shared(payload: Any) -> bool:
+    """True for the bytes of ``pack_shared`` and ``inline``."""
+    return payload[0] in (83, 73)
+
+
+def unpack_shared(payload: Any) -> tuple[memoryview, list[memoryview]]:
+    """(pickle, buffers) of ``pack_shared`` or ``inline``; the buffers are private to the caller."""
+    view = memoryview(payload)
+    if payload[:1] == _INLINE:
+        return _unpack_inline(view)
+    lengths, offset = _lengths(view)
+    return view[offset:], payload.segment.views(lengths)
+
+
+def _unpack_inline(view: memoryview) -> tuple[memoryview, list[memoryview]]:
+    at = 9 + int.from_bytes(view[1:9], "little")
+    lengths, _ = _lengths(view[9:at])
+    content = view[at + 8 : at + 8 + int.from_bytes(view[at : at + 8], "little")]
+    at += 8 + len(content)
+    buffers = []
+    for length in lengths:
+        buffers.append(memoryview(bytearray(view[at : at + length])))
+        at += length
+    return content, buffers
+
+
+def _lengths(view: memoryview) -> tuple[Sequence[int], int]:
+    n = _COUNT.unpack_from(view, 1)[0]
+    offset = 1 + _COUNT.size
+    return struct.unpack_from(f"<{n}Q", view, offset), offset + 8 * n
+
+
+def memory_file() -> int:
+    """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("cloud", os.MFD_CLOEXEC)
+    # Imported here: it imports random, and programs do have a random.py of their own beside them.
+    import tempfile
+
+    with tempfile.TemporaryFile(prefix="cloud-", buffering=0) as file:
+        return os.dup(file.fileno())
+
+
+def _page_aligned(n_bytes: int) -> int:
+    return -(-n_bytes // PAGESIZE) * PAGESIZE
+
+
+def _max_open() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 256 if soft == resource.RLIM_INFINITY else min(256, soft // 4)

@@ -1,0 +1,359 @@
+"""Programs whose process is in an unusual state: descriptors, limits, signals, cores."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.support import Program
+
+Start = Callable[..., Program]
+
+USE_EVERYTHING = """
+import os, sys, time
+import cloud.mp as cloud
+
+def printing(x):
+    print("out", x)
+    print("err", x, file=sys.stderr)
+    os.system("echo child")
+    return x
+
+def check():
+    jid = cloud.call(printing, 1)
+    assert cloud.result(jid) == 1
+    facts = cloud.info(jid)[jid]
+    assert facts["stdout"] == "out 1\\nchild\\n", facts
+    assert facts["stderr"] == "err 1\\n", facts
+    assert cloud.result(cloud.map(lambda x: x * x, range(20))) == [x * x for x in range(20)]
+    assert cloud.result(cloud.call(lambda: cloud.result(cloud.call(abs, -1)))) == 1
+    late = cloud.call(time.sleep, 60)
+    cloud.kill(late)
+    assert cloud.status(late) == "killed"
+    assert cloud.result(cloud.call(len, "abc" * 1_000_000)) == 3_000_000
+"""
+
+
+@pytest.mark.parametrize(
+    "redirections",
+    [">&-", "<&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&- >&- 2>&- 3>&- 4>&-", "</dev/null >/dev/null 2>&1"],
+)
+@pytest.mark.parametrize("capture", ["True", "False"], ids=["captured", "not captured"])
+def test_closed_descriptors(program: Start, redirections: str, capture: str) -> None:
+    checks = "check()" if capture == "True" else "assert cloud.result(cloud.map(abs, range(5))) == list(range(5))"
+    started = program(
+        f"{USE_EVERYTHING}\n"
+        f"{checks}\n"
+        "assert cloud.result(cloud.call(lambda: [os.fstat(fd) and fd for fd in (0, 1, 2)])) == [0, 1, 2]\n"
+        "open('fine', 'w').write('fine')",
+        redirections=redirections,
+        env={"CLOUD_REDIRECT_JOB_OUTPUT": capture},
+    )
+    started.ended()
+    assert (started.folder / "fine").read_text() == "fine"
+    started.left_nothing(2)
+
+
+def test_descriptors_closed_before_the_import(program: Start) -> None:
+    started = program(
+        "import os\n"
+        "os.closerange(0, 10)\n"
+        f"{USE_EVERYTHING}\n"
+        "check()\n"
+        "open('fine', 'w').write('fine')",
+    )
+    started.ended()
+    assert (started.folder / "fine").read_text() == "fine"
+
+
+def test_stdio_closed_while_the_program_runs(program: Start) -> None:
+    # What the program goes on to print to these numbers must not end up in a worker's socket.
+    started = program(
+        f"{USE_EVERYTHING}\n"
+        "check()\n"
+        "for fd in (0, 1, 2): os.close(fd)\n"
+        "cloud.close()\n"
+        "check()\n"
+        "for fd in (0, 1, 2):\n"
+        "    try: os.write(fd, b'x' * 100)\n"
+        "    except OSError: pass\n"
+        "cloud.result(cloud.call(abs, -1))\n"
+        "check()\n"
+        "taken = [fd for fd in (0, 1, 2) if os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        "open('fine', 'w').write(f'fine {taken}')",
+    )
+    started.ended()
+    assert (started.folder / "fine").read_text() == "fine []"
+
+
+def test_an_output_file_is_not_taken_for_a_jobs_output(program: Start) -> None:
+    started = program(
+        """
+        import cloud.mp as cloud
+        print("the program's own", flush=True)
+        jid = cloud.call(print, "the job's")
+        cloud.result(jid)
+        print(cloud.info(jid)[jid]["stdout"] == "")
+        """,
+        env={"CLOUD_REDIRECT_JOB_OUTPUT": "False"},
+    )
+    assert started.succeeded() == "the program's own\nthe job's\nTrue\n"
+
+
+@pytest.mark.parametrize("limit", [40, 64])
+def test_few_descriptors(program: Start, limit: int) -> None:
+    # More workers than descriptors: those that can be had do the work.
+    out = program(
+        f"""
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+        import cloud.mp as cloud, time
+        cloud.result(cloud.map(lambda x: time.sleep(0.01), range(40)))
+        assert cloud.result(cloud.map(lambda x: x * x, range(100))) == [x * x for x in range(100)]
+        late = cloud.map(time.sleep, [60] * 20)
+        cloud.kill(late)
+        assert set(cloud.status(late)) == {{"killed"}}
+        print(cloud.result(cloud.call(abs, -1)))
+        """,
+        env={"CLOUD_NUM_PROCS": "20"},
+    ).succeeded()
+    assert out == "1\n"
+
+
+def test_no_descriptors_at_all(program: Start) -> None:
+    # Every job reaches a final state, and the program recovers when there are descriptors again.
+    out = program(
+        """
+        import os
+        import cloud.mp as cloud, cloud.errors
+        import errno, socket, select
+        cloud.connection_info()
+        cloud._cloud.backend
+        taken = []
+        try:
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as exc:
+            assert exc.errno == errno.EMFILE
+        try:
+            cloud.result(cloud.call(abs, -1))
+        except cloud.CloudException as exc:
+            print(type(exc).__name__, "cannot be started" in str(exc), "Too many open files" in str(exc))
+        print(cloud.status(cloud.map(abs, range(3))))
+        for fd in taken:
+            os.close(fd)
+        print(cloud.result(cloud.map(abs, range(3))))
+        """,
+        env={"CLOUD_NUM_PROCS": "2"},
+    ).succeeded()
+    assert out == "WorkerLost True True\n['error', 'error', 'error']\n[0, 1, 2]\n"
+
+
+def test_nested_jobs_that_cannot_have_workers_fail_instead_of_waiting_for_ever(program: Start) -> None:
+    out = program(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        import cloud.mp as cloud
+        def nest(depth):
+            return depth and cloud.result(cloud.call(nest, depth - 1))
+        try:
+            cloud.result(cloud.call(nest, 50))
+        except cloud.CloudException as exc:
+            print("cannot be started" in str(exc))
+        print(cloud.result(cloud.call(nest, 1)))
+        """,
+        env={"CLOUD_NUM_PROCS": "2"},
+    ).succeeded()
+    assert out == "True\n0\n"
+
+
+def test_no_processes(program: Start) -> None:
+    # Fork fails in the template: the job is an error, and the next works when processes can be had again.
+    out = program(
+        """
+        import os
+        import cloud.mp as cloud
+        real = os.fork
+        print(cloud.result(cloud.call(abs, -1)))
+        import resource
+        template = cloud._cloud.backend.engine.executor._template._pid
+        os.setuid(65534) if os.getuid() == 0 else None
+        """
+    )
+    out.ended()
+
+
+def test_a_python_that_cannot_start(program: Start) -> None:
+    out = program(
+        """
+        import sys
+        import cloud.mp as cloud
+        real, sys.executable = sys.executable, "/nonexistent/python"
+        try:
+            cloud.result(cloud.call(abs, -1))
+        except cloud.CloudException as exc:
+            print(type(exc).__name__, "/nonexistent/python" in str(exc) or "No such file" in str(exc))
+        sys.executable = ""
+        try:
+            cloud.result(cloud.call(abs, -1))
+        except cloud.CloudException as exc:
+            print(type(exc).__name__, "sys.executable" in str(exc))
+        sys.executable = "/bin/false"
+        try:
+            cloud.result(cloud.call(abs, -1), timeout=20)
+        except cloud.CloudException as exc:
+            print(type(exc).__name__, "cannot be started" in str(exc))
+        sys.executable = real
+        print(cloud.result(cloud.call(abs, -1)))
+        """
+    ).succeeded()
+    assert out == "WorkerLost True\nWorkerLost True\nWorkerLost True\n1\n"
+
+
+SIGNALS = {
+    "SIGCHLD handler that reaps all": """
+        def reap(number, frame):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]: pass
+            except ChildProcessError: pass
+        signal.signal(signal.SIGCHLD, reap)
+    """,
+    "SIGCHLD ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "SIGINT ignored": "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    "SIGTERM ignored": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    "SIGHUP ignored": "signal.signal(signal.SIGHUP, signal.SIG_IGN)",
+    "SIGPIPE default": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
+    "SIGURG handler": "signal.signal(signal.SIGURG, lambda *args: 1 / 0)",
+    "all blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    "a thread that waits for any child": """
+        def wait():
+            while not over:
+                try: os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError: pass
+                time.sleep(0.001)
+        over = []
+        threading.Thread(target=wait, daemon=True).start()
+    """,
+    "a timer": """
+        ticks = []
+        signal.signal(signal.SIGALRM, lambda number, frame: ticks.append(number))
+        signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+        import atexit
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
+    """,
+    "a wake-up descriptor": """
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
+    """,
+    "one core": "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})",
+    "umask": "os.umask(0o777)",
+    "a low priority": "os.nice(5)",
+    "no core files, little stack": """
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
+    """,
+}
+
+
+@pytest.mark.parametrize("state", SIGNALS)
+def test_signals_and_their_like(program: Start, state: str) -> None:
+    from textwrap import dedent
+
+    started = program(
+        "import os, signal, threading, time\n"
+        f"{dedent(SIGNALS[state])}\n"
+        f"{USE_EVERYTHING}\n"
+        "check()\n"
+        "os.kill(cloud._cloud.backend.engine.executor._template._pid, signal.SIGKILL)\n"
+        "check()\n"
+        "cloud.close()\n"
+        "check()\n"
+        "print('fine')"
+    )
+    assert started.succeeded() == "fine\n"
+    started.left_nothing(2)
+
+
+def test_jobs_have_signals_of_their_own(program: Start) -> None:
+    out = program(
+        """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGINT})
+        signal.signal(signal.SIGUSR2, lambda *args: print("mine"))
+        import cloud.mp as cloud
+        def look():
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            return sorted(blocked), signal.getsignal(signal.SIGUSR2), signal.getsignal(signal.SIGCHLD)
+        print(cloud.result(cloud.call(look)) == ([], signal.SIG_DFL, signal.SIG_DFL))
+        """
+    ).succeeded()
+    assert out == "True\n"
+
+
+def test_a_timeout_made_of_an_alarm(program: Start) -> None:
+    # A handler that raises in the middle of a wait must not cost a result.
+    out = program(
+        """
+        import signal, random
+        import cloud.mp as cloud
+        class Late(Exception): pass
+        def late(number, frame): raise Late
+        signal.signal(signal.SIGALRM, late)
+        n_late = n_called = 0
+        jids = []
+        for x in range(150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
+                while True:
+                    jid = cloud.call(abs, -x)
+                    jids.append((jid, x))
+                    assert cloud.result(jid) == x
+            except Late:
+                n_late += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert cloud.result([jid for jid, _ in jids]) == [x for _, x in jids]
+        assert cloud.result(cloud.map(abs, range(20))) == list(range(20))
+        print(n_late)
+        """
+    ).succeeded(40)
+    assert out == "150\n"
+
+
+def test_the_working_directory_cannot_be_read(program: Start, tmp_path: Path) -> None:
+    out = program(
+        """
+        import os, tempfile
+        import cloud.mp as cloud
+        folder = tempfile.mkdtemp()
+        os.chdir(folder)
+        jid = cloud.call(abs, -1)
+        os.rmdir(folder)
+        print(cloud.result(jid) if cloud.join(jid, ignore_errors=True) is None and cloud.status(jid) == "done" else 1)
+        os.chdir("/")
+        print(cloud.result(cloud.call(os.getcwd)))
+        """
+    ).succeeded()
+    assert out == "1\n/\n"
+
+
+def test_an_ended_stdout_reader(program: Start, tmp_path: Path) -> None:
+    # As in `program | head -1`: the program dies of the pipe, or of BrokenPipeError, and leaves nothing.
+    started = program(
+        """
+        import os, signal
+        read, write = os.pipe()
+        os.dup2(write, 1); os.close(write); os.close(read)
+        import cloud.mp as cloud
+        cloud.result(cloud.map(abs, range(10)))
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        print("x", flush=True)
+        """
+    )
+    assert started.ended() == -signal.SIGPIPE
+    started.left_nothing(2)
