@@ -36,7 +36,8 @@ class _Process:
         self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes)
         self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes)
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forked)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
 
     @property
     def settings(self) -> Settings:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from cloud.backends.base import Backend
+from cloud.errors import UnsupportedOperation
 
 
 def open_backend(name: str, settings: Any, **options: Any) -> Backend:
@@ -15,6 +18,11 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
     """
     # Each is loaded when used: none should cost those who use another.
     if name == "mp":
+        if not hasattr(os, "fork"):
+            raise UnsupportedOperation(
+                f"worker processes are not supported on {sys.platform}",
+                hint="Call cloud.start_simulator() to run jobs in this process, or use a server.",
+            )
         from cloud.backends.processes import open_processes
 
         return open_processes(settings, **options)

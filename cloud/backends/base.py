@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cloud.jobs import JobOptions, Jids
+from cloud.jobs import Jids, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.pickling import Namespace
 

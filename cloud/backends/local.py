@@ -11,7 +11,7 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
-from cloud.jobs import JobOptions, Jids
+from cloud.jobs import Jids, JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 

@@ -13,7 +13,7 @@ from cloud.backends.base import MapWriter
 from cloud.backends.local import LocalBackend
 from cloud.engine.store.base import Batch
 from cloud.errors import CloudException
-from cloud.jobs import DONE, VALUE, JobOptions, Jids, Outcome, pack_outcome
+from cloud.jobs import DONE, VALUE, Jids, JobOptions, Outcome, pack_outcome
 from cloud.serialization.functions import Function
 from cloud.serialization.shared import SharedBytes, attach, inline
 

@@ -14,7 +14,7 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.backends.nested import pack_jids, unpack_jids
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.surroundings import snapshot
-from cloud.jobs import JobOptions, Jids, Outcome
+from cloud.jobs import Jids, JobOptions, Outcome
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 

@@ -13,15 +13,14 @@ from cloud.client.info import info_of, keys_of
 from cloud.client.progress import watch
 from cloud.client.results import decode, failure
 from cloud.engine.worker import surroundings
-from cloud.errors import CloudException, CloudTimeoutError
+from cloud.errors import CloudTimeoutError
 from cloud.jobs import (
     CALL_OPTIONS,
     CRON_OPTIONS,
     DONE,
     STATUS_LABELS,
-    JobOptions,
-
     Jids,
+    JobOptions,
     Outcome,
     jid_list,
     split_options,

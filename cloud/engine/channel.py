@@ -16,8 +16,6 @@ Each item a worker is given has a *position*: it counts the items given to that 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import struct
 from mmap import mmap
@@ -83,7 +81,6 @@ NO_LIMIT: Final = (1 << 62) - 1
 CAPTURE_START: Final = 1
 """Where a capture file's output begins: no other file that a job may put in its place has its end there by chance."""
 
-_HIGH_FD: Final = 512
 
 
 def run_flags(options: JobOptions, *, reusable: bool) -> int:
@@ -141,43 +138,6 @@ def unpack_message(body: bytes) -> tuple[int, dict[str, Any], list[bytes]]:
         blobs.append(body[offset : offset + size])
         offset += size
     return number, content, blobs
-
-
-def memory_file() -> int:
-    """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
-    if hasattr(os, "memfd_create"):
-        try:
-            return os.memfd_create("cloud", os.MFD_CLOEXEC)
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):
-                raise
-            # Some sandboxes refuse it.
-    # Imported here: it imports random, and programs do have a random.py of their own beside them.
-    import tempfile
-
-    with tempfile.TemporaryFile(prefix="cloud-", buffering=0) as file:
-        return os.dup(file.fileno())
-
-
-def off_stdio(fd: int, least: int = 3) -> int:
-    """The same open file under a number of at least ``least``, in place of ``fd``.
-
-    A program that runs with its stdin, stdout or stderr closed has their numbers free: what it, or C code in it,
-    prints to 1 or 2 must not end up in a channel.
-    """
-    if fd >= least:
-        return fd
-    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-    os.close(fd)
-    return copy
-
-
-def out_of_reach(fd: int) -> int:
-    """A copy under a high number: code that closes every low descriptor, or that files are opened by, misses it."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
-    except OSError:
-        return os.dup(fd)  # RLIMIT_NOFILE allows no such number
 
 
 class Page:

@@ -29,6 +29,7 @@ from cloud.engine.store.base import Batch, Chunk, Store, Watch
 from cloud.engine.waiting import Timer, Waiting
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
+    DEFAULT_OPTIONS,
     DONE,
     ERROR,
     ERROR_TEXT,
@@ -40,9 +41,8 @@ from cloud.jobs import (
     STDERR,
     STDOUT,
     WAITING,
-    DEFAULT_OPTIONS,
-    JobOptions,
     Jids,
+    JobOptions,
     Outcome,
     pack_outcome,
 )

@@ -12,8 +12,8 @@ name, so nothing is left behind by a crash.
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
 import struct
 from collections.abc import Sequence
 from mmap import ACCESS_COPY, PAGESIZE, mmap
@@ -181,7 +181,12 @@ def _lengths(view: memoryview) -> tuple[Sequence[int], int]:
 def memory_file() -> int:
     """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("cloud", os.MFD_CLOEXEC)
+        try:
+            return os.memfd_create("cloud", os.MFD_CLOEXEC)
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            # Some sandboxes refuse it.
     # Imported here: it imports random, and programs do have a random.py of their own beside them.
     import tempfile
 
@@ -194,5 +199,9 @@ def _page_aligned(n_bytes: int) -> int:
 
 
 def _max_open() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 256 if soft == resource.RLIM_INFINITY else min(256, soft // 4)

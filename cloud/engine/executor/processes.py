@@ -23,6 +23,7 @@ import time
 from typing import Any, Final
 
 from cloud.engine import channel as ch
+from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.load import MachineLoad, has_cpu_quota
 from cloud.engine.executor.template import TemplateProcess
@@ -98,7 +99,7 @@ class ProcessExecutor(Executor):
         self._failed_starts = 0
         self._template: TemplateProcess | None = None
         self._poll = select.poll()
-        self._woken, self._wake = (ch.off_stdio(fd) for fd in os.pipe())
+        self._woken, self._wake = (off_stdio(fd) for fd in os.pipe())
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._poll.register(self._woken, select.POLLIN)

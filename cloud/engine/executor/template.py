@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 
-from cloud.engine import channel as ch
+from cloud.engine.descriptors import off_stdio
 from cloud.engine.worker.protocol import MESSAGE
 
 _CONTROL_FD = 3
@@ -40,10 +40,10 @@ class TemplateProcess:
         ours, theirs = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         null = -1
         try:
-            ours = ch.off_stdio(ours)
+            ours = off_stdio(ours)
             # posix_spawn would overwrite what it is to copy, if that had one of the numbers it copies to.
-            theirs = ch.off_stdio(theirs, _CONTROL_FD + 1)
-            null = ch.off_stdio(os.open(os.devnull, os.O_RDWR), _CONTROL_FD + 1)
+            theirs = off_stdio(theirs, _CONTROL_FD + 1)
+            null = off_stdio(os.open(os.devnull, os.O_RDWR), _CONTROL_FD + 1)
             self._pid = _spawn(arguments, theirs, null)
             self._socket = socket.socket(fileno=ours)
         except BaseException:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from cloud.engine import channel as ch
+from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.base import Task
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization import pickling
-from cloud.serialization.shared import Segment, SharedBytes, size_of
+from cloud.serialization.shared import Segment, SharedBytes, memory_file, size_of
 
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
@@ -92,15 +93,15 @@ class WorkerHandle:
     def _open(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.fd, self._their_fd = ours.detach(), theirs.detach()
-        self.fd = ch.off_stdio(self.fd)
-        self._their_fd = ch.off_stdio(self._their_fd)
+        self.fd = off_stdio(self.fd)
+        self._their_fd = off_stdio(self._their_fd)
         self._stream = FrameStream(self.fd)
-        self._page_fd = ch.memory_file()
-        self._page_fd = ch.off_stdio(self._page_fd)
+        self._page_fd = memory_file()
+        self._page_fd = off_stdio(self._page_fd)
         self._page = ch.Page(self._page_fd, create=True)
         self.slots = self._page.slots
         for fd in (1, 2):
-            self.output_fds.append(ch.off_stdio(_capture_file() if self._captures else _copy_of(fd)))
+            self.output_fds.append(off_stdio(_capture_file() if self._captures else _copy_of(fd)))
 
     @property
     def descriptors(self) -> list[int]:
@@ -297,7 +298,7 @@ class WorkerHandle:
 
 
 def _capture_file() -> int:
-    fd = ch.memory_file()
+    fd = memory_file()
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
     os.write(fd, b"\n" * ch.CAPTURE_START)
     return fd

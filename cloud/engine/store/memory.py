@@ -10,7 +10,6 @@ from cloud.errors import JobNotFound
 from cloud.jobs import Jids
 
 
-
 class JidSource:
     """Hands out jids; ``cloud.mp`` and the simulator share one, as PiCloud's did."""
 

@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final
 
 from cloud.engine import channel as ch
+from cloud.engine.descriptors import out_of_reach
 
 _PUNCH_BYTES: Final = 8 << 20
 
@@ -60,7 +61,7 @@ class Capture:
         self._captured = captured
         self._starts = [ch.CAPTURE_START, ch.CAPTURE_START]
         # A job may close 1 and 2, or put other files in their place.
-        self._files = [ch.out_of_reach(1), ch.out_of_reach(2)]
+        self._files = [out_of_reach(1), out_of_reach(2)]
         self._streams = [self._stream(0), self._stream(1)]
         self._install_streams()
 

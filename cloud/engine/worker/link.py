@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cloud.engine import channel as ch
+from cloud.engine.descriptors import out_of_reach
 from cloud.engine.stream import Frame, FrameStream
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment
-
 
 
 class LinkClosed(Exception):
@@ -36,7 +36,7 @@ class Link:
 
     def __init__(self, fd: int) -> None:
         # A job that closes descriptors and opens files must not get our number: outcomes would be written into them.
-        self._fd = ch.out_of_reach(fd)
+        self._fd = out_of_reach(fd)
         os.close(fd)
         fd = self._fd
         self._poll = select.poll()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Final
 
 from cloud.errors import KilledException
@@ -28,8 +27,16 @@ from cloud.jobs import (
 from cloud.serialization import pickling
 from cloud.serialization.shared import SharedBytes, attach, size_of
 
-_RUSAGE: Final = resource.getrusage
-_SELF: Final = resource.RUSAGE_SELF
+try:
+    from resource import RUSAGE_SELF, getrusage
+except ImportError:  # Windows, where the simulator runs jobs too
+    RUSAGE_SELF = 0
+
+    def getrusage(who: int, /) -> Any:
+        """No figures."""
+        return SimpleNamespace(ru_utime=0.0, ru_stime=0.0, ru_maxrss=0)
+
+
 _OWN_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 # Linux counts kilobytes, macOS bytes.
 _RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
@@ -72,7 +79,7 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     Returns:
         A packed outcome: DONE with a value, ERROR, or KILLED.
     """
-    before = _RUSAGE(_SELF)
+    before = getrusage(RUSAGE_SELF)
     started = time.time()
     clock = time.perf_counter
     began = clock()
@@ -88,7 +95,7 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     except BaseException as exc:  # noqa: BLE001 - whatever the user's code raises is this job's outcome
         error = exc
     runtime_s = clock() - began
-    after = _RUSAGE(_SELF)
+    after = getrusage(RUSAGE_SELF)
     usage = (
         pid,
         started,
@@ -220,4 +227,4 @@ def _profiled(function: Any, args: Any, kwargs: Any, sections: list[tuple[int, b
         return profile.runcall(function, *args, **kwargs)
     finally:
         profile.create_stats()
-        sections.append((PROFILE, marshal.dumps(profile.stats)))  # type: ignore[attr-defined]
+        sections.append((PROFILE, marshal.dumps(profile.stats)))

@@ -1,0 +1,30 @@
+"""Where file descriptors live: out of the way of what programs and jobs do with the low numbers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Final
+
+_HIGH_FD: Final = 512
+
+
+def off_stdio(fd: int, least: int = 3) -> int:
+    """The same open file under a number of at least ``least``, in place of ``fd``.
+
+    A program that runs with its stdin, stdout or stderr closed has their numbers free: what it, or C code in it,
+    prints to 1 or 2 must not end up in a channel.
+    """
+    if fd >= least:
+        return fd
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    os.close(fd)
+    return copy
+
+
+def out_of_reach(fd: int) -> int:
+    """A copy under a high number: code that closes every low descriptor, or that files are opened by, misses it."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:
+        return os.dup(fd)  # RLIMIT_NOFILE allows no such number
