@@ -71,8 +71,14 @@ class Backend(ABC):
         """Block until all are final, one has failed (``stop_on_error``: None) or the time is up; jids not final then."""
 
     @abstractmethod
-    def when_final(self, jids: Jids, action: Callable[[], None]) -> Callable[[], None]:
-        """Call ``action()`` from any thread, once, when all are final. Returns a function that calls it off."""
+    def when_final(
+        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
+    ) -> Callable[[], None]:
+        """Call ``action()`` from any thread, once, when all are final or, with ``stop_on_error``, one has failed.
+
+        Returns:
+            A function that calls it off.
+        """
 
     @abstractmethod
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:

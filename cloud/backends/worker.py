@@ -119,13 +119,15 @@ class WorkerBackend(Backend):
         unfinished: list[int] | None = answer["unfinished"]
         return unfinished
 
-    def when_final(self, jids: Jids, action: Callable[[], None]) -> Callable[[], None]:
+    def when_final(
+        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
+    ) -> Callable[[], None]:
         over = threading.Event()
 
         def wait() -> None:
             while not over.is_set():
                 try:
-                    if not self._wait(jids, _BACKGROUND_S, stop_on_error=False, background=True):
+                    if not self._wait(jids, _BACKGROUND_S, stop_on_error=stop_on_error, background=True):
                         action()
                         return
                 except errors.CloudException:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice, zip_longest
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from cloud.engine import channel as ch
@@ -23,11 +24,17 @@ _VARKEYWORDS: Final = 8
 
 
 def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """See that a Python function takes these arguments, as calling it would.
+    """See that a Python function, also as a method or a partial, takes these arguments, as calling it would.
 
     Raises:
         TypeError: It does not.
     """
+    if type(function) is MethodType:
+        check_call(function.__func__, (function.__self__, *args), kwargs)
+        return
+    if type(function) is partial:
+        check_call(function.func, (*function.args, *args), {**function.keywords, **kwargs})
+        return
     if type(function) is not FunctionType:
         return
     code = function.__code__

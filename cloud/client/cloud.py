@@ -327,14 +327,15 @@ class Cloud:
         ids = jid_list(jids, "cloud.aresult")
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
-        call_off = self._open().when_final(ids, lambda: _wake(loop, ready))
+        call_off = self._open().when_final(ids, lambda: _wake(loop, ready), stop_on_error=not ignore_errors)
         try:
             await asyncio.wait_for(ready.wait(), _timeout(timeout))
         except TimeoutError:
             pass  # the look below raises, naming the unfinished jobs
         finally:
             call_off()
-        return self.result(jids, 0, ignore_errors)
+        values = self.result(ids, 0, ignore_errors)
+        return values if isinstance(jids, Iterable) else values[0]
 
     def iresult(
         self,
@@ -388,10 +389,12 @@ class Cloud:
 
         Raises:
             CloudTimeoutError: Not all finished in ``timeout`` seconds.
+            JobNotFound: A jid is unknown.
         """
         from cloud.client.progress import Progress
 
         ids = jid_list(jids, "cloud.progress")
+        self._open().statuses(ids)
         if Progress(0, file=None).visible:
             self._join("progress", ids, timeout, True, True)
 

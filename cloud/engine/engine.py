@@ -142,7 +142,7 @@ class Engine:
             start = batch.n
             batch.chunks.append(Chunk(next(self._chunk_tokens), start, n, kind, payload))
             batch.n += n
-            batch.free.append((start, start + n))
+            batch.put_free(start, start + n)
             batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
             self._unfinished += n
             self._settle_new(batch)
@@ -294,7 +294,7 @@ class Engine:
             if batch_id == id(batch) and start <= index < stop:
                 # Its worker died before it began the item: there is nobody left to be told of the kill.
                 self.finish(batch, index, 1, pack_outcome(KILLED, [(ERROR_TEXT, why)]))
-        batch.free.appendleft((start, stop))
+        batch.put_free(start, stop, first=True)
         self._enqueue(batch, first=True)
 
     # --- ends ---------------------------------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ class FrameStream:
                 self._large, self._large_kind, self._filled = bytearray(length), kind, end - offset
                 self._large[: end - offset] = memoryview(data)[offset:]
                 return frames
-            frames.append(self._frame(kind, data[offset : offset + length]))
+            body = data[offset : offset + length]
+            frames.append((kind, body) if kind < WITH_SEGMENT else self._frame(kind, body))
             offset += length
         self._rest = data[offset:]
         return frames

@@ -119,7 +119,10 @@ def _unchanged(entry: _Entry, function: Any) -> bool:
                     index += 1
             except ValueError:
                 return False
-    return all(variables.get(name, _MISSING) is value for (variables, name), value in entry.watched)
+    for (variables, name), value in entry.watched:
+        if variables.get(name, _MISSING) is not value:
+            return False
+    return True
 
 
 _MISSING: Final = object()

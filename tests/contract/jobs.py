@@ -110,6 +110,11 @@ def two(a: Any, b: Any) -> tuple[Any, Any]:
     return a, b
 
 
+def needs_one(x: int, *, k: int = 0) -> int:
+    """Take one positional argument."""
+    return x + k
+
+
 def show(text: str, value: Any = None) -> Any:
     """Print a line; return ``value``."""
     print(text)

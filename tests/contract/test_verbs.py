@@ -17,6 +17,7 @@ import pytest
 import cloud
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNotFound
 from tests import sample_functions as sample
+from tests.contract import jobs
 from tests.contract.jobs import Gate, Point, eventually, note, notes
 
 UNKNOWN = 987654321
@@ -84,17 +85,13 @@ def test_what_is_not_callable_is_refused(api: ModuleType, verb: str, wrong: Any)
     assert api.find() == []
 
 
-def needs_one(x: int, *, k: int = 0) -> int:
-    return x + k
-
-
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [((), {}), ((1, 2), {}), ((), {"y": 1}), ((1,), {"x": 1}), ((1,), {"y": 1}), ((1, 2), {"k": 3})],
     ids=repr,
 )
 def test_arguments_are_checked_before_submission(api: ModuleType, args: Any, kwargs: Any) -> None:
-    for function in (needs_one, lambda x, *, k=0: x, Point(1).scaled, partial(needs_one)):
+    for function in (jobs.needs_one, lambda x, *, k=0: x, Point(1).scaled, partial(jobs.needs_one)):
         with pytest.raises(TypeError, match=r"argument"):
             api.call(function, *args, **kwargs)
     assert api.find() == []
@@ -102,7 +99,7 @@ def test_arguments_are_checked_before_submission(api: ModuleType, args: Any, kwa
 
 @pytest.mark.parametrize(("args", "kwargs"), [((1,), {}), ((1,), {"k": 2}), ((), {"x": 3}), ((), {"k": 4, "x": 5})], ids=repr)
 def test_arguments_that_fit_arrive(api: ModuleType, args: Any, kwargs: Any) -> None:
-    assert api.result(api.call(needs_one, *args, **kwargs)) == needs_one(*args, **kwargs)
+    assert api.result(api.call(jobs.needs_one, *args, **kwargs)) == jobs.needs_one(*args, **kwargs)
 
 
 def test_keyword_arguments_of_any_name_arrive(api: ModuleType) -> None:

@@ -96,6 +96,9 @@ class Nature:
     slack_s: float = 0.0005
 
 
+CALM = Nature()
+
+
 @dataclass
 class Run:
     """One run of one job, as the worker that ran it knows it.
@@ -113,9 +116,10 @@ class Run:
     n_reported: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     position: int
+    task: Task
     batch: Batch
     index: int
     attempt: int
@@ -131,7 +135,7 @@ class _Ended:
     text: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """A worker: what the engine's side knows, then what the process itself knows.
 
@@ -206,7 +210,7 @@ class FakeExecutor(Executor):
         runs: Every run that was begun, by (id of batch, index).
         begun: Those begun whose end the engine does not know.
         on_begin: Called as ``on_begin(batch, index)`` just before a job begins.
-        trace: (time, text) of everything that happened.
+        trace: (time, format, values) of everything that happened.
     """
 
     def __init__(
@@ -215,7 +219,7 @@ class FakeExecutor(Executor):
         clock: VirtualClock,
         rng: Random,
         body: Callable[[Batch, int, int], Body],
-        nature: Nature = Nature(),
+        nature: Nature = CALM,
     ) -> None:
         self._n_slots = n_slots
         self.clock = clock
@@ -226,7 +230,7 @@ class FakeExecutor(Executor):
         self.runs: dict[tuple[int, int], list[Run]] = {}
         self.begun: set[tuple[int, int]] = set()
         self.on_begin: Callable[[Batch, int], None] = lambda batch, index: None
-        self.trace: list[tuple[float, str]] = []
+        self.trace: list[tuple[float, str, tuple[Any, ...]]] = []
         self.closed = False
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -363,7 +367,7 @@ class FakeExecutor(Executor):
                 attempt = task.batch.attempt(index)
                 deliver = not task.batch.options.restartable
                 worker.inbox.append(
-                    _Item(task.position + index - task.start, task.batch, index, attempt, deliver)
+                    _Item(task.position + index - task.start, task, task.batch, index, attempt, deliver)
                 )
             self.note("worker {} gets {}-{}", worker.number, (task.batch, task.start), task.stop - 1)
         self._step_later(worker)
@@ -391,10 +395,11 @@ class FakeExecutor(Executor):
             return
         worker.limit = worker.current + 1
         bound = worker.current + 1
-        if worker.running is None and self.rng.random() < 0.4:
+        if worker.started and worker.running is None and self.rng.random() < 0.4:
             # It announced one more in the moment the limit was set, and saw the limit before it began.
             worker.current += 1
             bound += 1
+            self.begun.update((id(batch), index) for position, batch, index in worker.items() if position == bound - 1)
         worker.taking_back = True
         self.note("worker {} gives back from position {}", worker.number, bound)
         self._return_from(worker, bound)
@@ -610,13 +615,8 @@ class FakeExecutor(Executor):
                 fits = (
                     pack
                     and last.status == each.status == DONE
-                    and each.item.batch is last.item.batch
-                    and each.item.batch.is_map
-                    and not each.item.batch.options.alone
+                    and each.item.task is last.item.task
                     and not each.item.deliver
-                    and (each.item.index, each.item.position) == (last.item.index + 1, last.item.position + 1)
-                    # The engine's side takes a run off one task.
-                    and each.item.batch.chunk_at(each.item.index) is each.item.batch.chunk_at(last.item.index)
                 )
                 if not fits:
                     yield run
@@ -645,12 +645,13 @@ class FakeExecutor(Executor):
             worker.running = None
         self.note("worker {} dies", worker.number)
         # What it sent arrives before the news of its death; what it held is lost with it.
-        self._after_messages(worker, lambda: self._bury(worker, own_fault=own_fault))
+        self._send_message(worker, lambda: self._bury(worker, own_fault=own_fault))
 
     # --- events -------------------------------------------------------------------------------------------------------
 
     def note(self, text: str, *values: Any) -> None:
-        self.trace.append((self.clock.monotonic(), (text, values)))  # type: ignore[arg-type]
+        """Add to the trace; put together only if somebody reads it."""
+        self.trace.append((self.clock.monotonic(), text, values))
 
     def _latency(self) -> float:
         return self.rng.random() * self.nature.latency_s
@@ -659,9 +660,6 @@ class FakeExecutor(Executor):
         heapq.heappush(self._events, (self.clock.monotonic() + delay_s, next(self._order), action))
 
     def _send_message(self, worker: Worker, action: Callable[[], None]) -> None:
-        self._after_messages(worker, action)
-
-    def _after_messages(self, worker: Worker, action: Callable[[], None]) -> None:
         # Messages of one worker never overtake each other.
         worker.sent_at = max(worker.sent_at, self.clock.monotonic() + self._latency())
         heapq.heappush(self._events, (worker.sent_at, next(self._order), action))

@@ -276,7 +276,8 @@ class ProcessExecutor(Executor):
         for kind, body in frames:
             if kind == ch.OUTCOME:
                 position, n = _OUTCOME_BODY.unpack_from(body)
-                self._finish(worker, position, n, payload_from(body, _OUTCOME_BODY.size))
+                outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
+                self._finish(worker, position, n, outcome)
             elif kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cloud.jobs import QUEUED, Jids, JobOptions
@@ -52,7 +52,7 @@ class Batch:
         chunks: Arguments of a map, by start.
         sealed: False while a map may still grow.
         states: One status code a job. A job that runs is QUEUED here: the executor knows which run.
-        free: Runs of items not given to a worker, (start, stop) in order; they may hold finished ones.
+        free: Runs of items not given to a worker, (start, stop) in order; they may hold finished ones. None for a call.
         attempts: Attempts begun before the present one, by index; only indexes with any.
         segments: (start, n, packed outcome) of finished items, ordered by start.
         n_final: Jobs in a final state.
@@ -61,6 +61,7 @@ class Batch:
     """
 
     __slots__ = (
+        "_is_free",
         "arguments",
         "attempts",
         "chunks",
@@ -101,7 +102,8 @@ class Batch:
         self.n_final = 0
         self.n_waiting_on = 0
         self.watches: list[Watch] | None = None
-        self.segments: list[tuple[int, int, bytes]] = []
+        # A hundred thousand calls may be outstanding: a call has no containers that it does not need.
+        self.segments: Sequence[tuple[int, int, bytes]] = ()
         self.attempts: dict[int, int] | None = None
         self.queued = False
         if arguments is not None:
@@ -109,7 +111,8 @@ class Batch:
             self.states = bytearray(b"\x01")
             self.sealed = True
             self.chunks: list[Chunk] = _NO_CHUNKS
-            self.free: deque[tuple[int, int]] = deque(((0, 1),))
+            self.free: deque[tuple[int, int]] | None = None
+            self._is_free = True
         else:
             self.n = 0
             self.states = bytearray()
@@ -134,7 +137,9 @@ class Batch:
     def add_segment(self, start: int, n: int, outcome: bytes) -> None:
         """Keep the outcome of a run of items."""
         segments = self.segments
-        if not segments or segments[-1][0] < start:
+        if not isinstance(segments, list):
+            self.segments = [(start, n, outcome)]
+        elif segments[-1][0] < start:
             segments.append((start, n, outcome))
         else:
             segments.insert(bisect_right(segments, start, key=_segment_start), (start, n, outcome))
@@ -168,6 +173,8 @@ class Batch:
     def next_free(self) -> tuple[int, int] | None:
         """The first run of items that are queued and not given to a worker; drops finished ones on the way."""
         free, states = self.free, self.states
+        if free is None:
+            return (0, 1) if self._is_free and states[0] == QUEUED else None
         while free:
             start, stop = free[0]
             if states[start] != QUEUED:
@@ -189,9 +196,21 @@ class Batch:
 
     def take_free(self, stop: int) -> None:
         """Note that the first run's items before ``stop`` were given out."""
+        if self.free is None:
+            self._is_free = False
+            return
         start, end = self.free.popleft()
         if stop < end:
             self.free.appendleft((stop, end))
+
+    def put_free(self, start: int, stop: int, *, first: bool = False) -> None:
+        """Note that items may be given out; ``first``: before all others."""
+        if self.free is None:
+            self._is_free = True
+        elif first:
+            self.free.appendleft((start, stop))
+        else:
+            self.free.append((start, stop))
 
 
 _NO_CHUNKS: list[Chunk] = []
