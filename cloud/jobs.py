@@ -91,6 +91,7 @@ class JobOptions:
         "max_runtime_s",
         "priority",
         "profile",
+        "reports_late",
         "restartable",
         "retries",
         "retry_delay_s",
@@ -100,6 +101,9 @@ class JobOptions:
         self.label: str | None = None
         self.priority: int = 5
         self.restartable: bool = True
+        #: With restartable False: an outcome may be on its way while the next item runs. Lost with its worker, such an
+        #: item runs again; the one that was running does not.
+        self.reports_late: bool = False
         self.profile: bool = False
         self.cores: int = 1
         self.max_runtime_s: float | None = None

@@ -10,6 +10,7 @@ from cloud.backends.base import Backend
 from cloud.client.arguments import check_call, chunks_of, iterators_of, pickle_call, too_large
 from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
+from cloud.client.ordered import Results
 from cloud.client.progress import watch
 from cloud.client.results import decode, failure
 from cloud.engine.worker import surroundings
@@ -360,9 +361,10 @@ class Cloud:
             From ``next``: CloudException of a failed job; CloudTimeoutError.
         """
         ids = jid_list(jids, "cloud.iresult")
-        self._open().statuses(ids)  # an unknown jid raises here, not in the middle
+        backend = self._open()
+        backend.statuses(ids)  # an unknown jid raises here, not in the middle
         ahead = num_in_parallel if 1 <= num_in_parallel <= _MAX_READ_AHEAD else _MAX_READ_AHEAD
-        return _Results(self, ids, _timeout(timeout), ahead, ignore_errors, progress)
+        return Results(backend, ids, _timeout(timeout), ahead=ahead, ignore_errors=ignore_errors, progress=progress)
 
     def iresult_unordered(
         self, jids: Any, timeout: float | None = None, ignore_errors: bool = True, progress: bool = False
@@ -534,60 +536,6 @@ class Cloud:
 
 
 _DEFAULT: Final[JobOptions] = split_options({}, accept=CALL_OPTIONS)[0]
-
-
-class _Results(Iterator[Any]):
-    """Results in order; a failed job's exception ends one step, not the iteration."""
-
-    def __init__(
-        self, cloud: Cloud, jids: Jids, timeout_s: float | None, ahead: int, ignore_errors: bool, progress: bool
-    ) -> None:
-        self._cloud = cloud
-        self._jids = jids
-        self._at = 0
-        self._timeout_s = timeout_s
-        self._ahead = ahead
-        self._ignore_errors = ignore_errors
-        self._ready: list[tuple[Any, bool]] = []
-        self._display: Any = None
-        if progress:
-            from cloud.client.progress import Progress
-
-            self._display = Progress(len(jids), "cloud.iresult")
-        self._n_failed = 0
-
-    def __iter__(self) -> _Results:
-        return self
-
-    def __next__(self) -> Any:
-        if not self._ready:
-            self._fetch()
-        self._at += 1
-        value, failed = self._ready.pop()
-        if self._display is not None:
-            self._n_failed += failed
-            self._display.show(self._at, self._n_failed)
-        if failed and not self._ignore_errors:
-            raise value from value.__cause__
-        return value
-
-    def _fetch(self) -> None:
-        if self._at >= len(self._jids):
-            if self._display is not None:
-                self._display.close()
-            raise StopIteration
-        backend = self._cloud.backend
-        jid = self._jids[self._at]
-        unfinished = backend.wait((jid,), self._timeout_s, stop_on_error=False)
-        if unfinished:
-            raise CloudTimeoutError("iresult iterator timed out", jid=unfinished)
-        ids = self._jids[self._at : self._at + self._ahead]
-        codes = backend.statuses(ids)
-        n_final = next((index for index, code in enumerate(codes) if code < DONE), len(ids))
-        ids = ids[:n_final]
-        values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
-        failed = {id(each) for each in failures}
-        self._ready = [(value, id(value) in failed) for value in reversed(values)]
 
 
 def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:

@@ -40,10 +40,11 @@ class Profile:
     """Statistics of cProfile as a job kept them; ``pstats.Stats(profile)`` reads them."""
 
     def __init__(self, stats: dict[Any, Any]) -> None:
-        self.stats = stats
+        self.stats = self._kept = stats
 
     def create_stats(self) -> None:
-        """What pstats asks of a profiler; the statistics are there already."""
+        """What pstats asks of a profiler, whose ``stats`` it then empties."""
+        self.stats = self._kept.copy()
 
 
 def keys_of(requested: Any) -> list[str]:

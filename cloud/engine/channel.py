@@ -35,6 +35,9 @@ FORGET: Final = 6  #: a function's token
 RESUME: Final = 7  #: the limit is lifted: what was taken back lay before this frame
 REPLY: Final = 8  #: to a REQUEST
 SETTINGS: Final = 9  #: pickled dict, opens the connection
+INITIALIZE: Final = 10  #: context id, pickled initializer of a pool (nothing: the one it was forked with)
+IDENTITY: Final = 11  #: number, the program's pid, its key for multiprocessing
+LEAVE: Final = 12  #: end in good order
 
 # worker → engine
 OUTCOME: Final = 16  #: position, number of items, packed outcome
@@ -50,6 +53,7 @@ CHUNK_HEAD: Final = struct.Struct("<QBI")
 """Chunk token, kind, number of items; for SEPARATE the n lengths as u32 and the n pickles follow."""
 OUTCOME_HEAD: Final = struct.Struct("<QBQI")
 """A whole OUTCOME frame's fixed part: length, kind, position, number of items."""
+IDENTITY_HEAD: Final = struct.Struct("<II")
 MESSAGE_HEAD: Final = struct.Struct("<II")
 """Of REQUEST and REPLY: request id, length of the JSON; blobs of the lengths it names follow."""
 
@@ -88,7 +92,7 @@ def run_flags(options: JobOptions, *, reusable: bool) -> int:
     flags = KEEP_FUNCTION if reusable else 0
     if options.profile:
         flags |= PROFILE_FLAG
-    if not options.restartable:
+    if not options.restartable and not options.reports_late:
         flags |= DELIVER
     if options.env_vars:
         flags |= EXTRAS

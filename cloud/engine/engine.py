@@ -114,6 +114,8 @@ class Engine:
             batch = Batch(0, function, context, options, depth, self.clock.now(), arguments)
             if options.depends_on:
                 self._attach(batch, self._dependencies(options))
+                if batch.n_waiting_on:
+                    batch.states[0] = WAITING
             batch.jid0 = self.store.new_jids(1)
             self._unfinished += 1
             self.store.add(batch)
@@ -215,8 +217,6 @@ class Engine:
                 self.finish(batch, start, n, stalled)
             return
         if batch.n_waiting_on:
-            if not batch.is_map:
-                batch.states[0] = WAITING
             self.waiting.need_helper()
             return
         if batch.states[-1] == WAITING and batch.attempts is None:
@@ -263,6 +263,12 @@ class Engine:
                 if options.cores > free_slots:
                     return tasks
                 start, stop = run
+                if self.executor.whole_chunks:
+                    if idle:
+                        stop = stop if batch.arguments is not None else min(stop, _end_of_chunk(batch, start))
+                        tasks.append(Task(batch, start, stop))
+                        batch.take_free(stop)
+                    return tasks
                 alone = options is not DEFAULT_OPTIONS and options.alone
                 if alone or not 0.0 < mean_s <= _LONG_S:
                     if not tasks and idle:

@@ -23,17 +23,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 WORDS = (*FLOORS[0], *FLOORS[1])
 
+CHANNEL = ("cloud.engine.channel", "cloud.engine.stream", "cloud.engine.descriptors")
+
 # Within a floor: what a room may import besides itself and the words.
 ALSO: dict[str, tuple[str, ...]] = {
     "cloud.resources": (),
     "cloud.engine.clock": (),
     "cloud.engine.channel": (),
+    "cloud.engine.descriptors": (),
+    "cloud.engine.stream": ("cloud.engine.channel",),
     "cloud.engine.store": ("cloud.engine.clock",),
-    "cloud.engine.worker": ("cloud.engine.channel",),
+    "cloud.engine.worker": CHANNEL,
     # The store's records, not its stores: an attempt is a part of a batch.
     "cloud.engine.executor": (
+        *CHANNEL,
         "cloud.engine.clock",
-        "cloud.engine.channel",
         "cloud.engine.store.base",
         "cloud.engine.worker",
     ),

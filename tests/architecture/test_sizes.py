@@ -6,7 +6,7 @@ import ast
 
 from tests.architecture.modules import Function, own_modules
 
-MODULE_LINES = 450
+MODULE_LINES = 400
 FUNCTION_LINES = 80
 
 
@@ -18,8 +18,21 @@ def n_lines(function: Function) -> int:
     return (function.end_lineno or function.lineno) - function.lineno + 1 - described
 
 
+def n_code_lines(source: str) -> int:
+    """Lines that hold code: neither blank nor comment nor docstring."""
+    tree = ast.parse(source)
+    told: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if ast.get_docstring(node, clean=False) is not None and first.end_lineno:
+                told.update(range(first.lineno, first.end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for number, line in lines if number not in told and line.strip() and not line.strip().startswith("#"))
+
+
 def test_modules_are_small() -> None:
-    sizes = {module.name: len(module.source.splitlines()) for module in own_modules()}
+    sizes = {module.name: n_code_lines(module.source) for module in own_modules()}
     assert {name: size for name, size in sizes.items() if size > MODULE_LINES} == {}
 
 

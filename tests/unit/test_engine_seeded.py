@@ -137,6 +137,8 @@ class Ledger:
 
     def changed(self, batch: Batch, index: int, old: int, new: int) -> None:
         key = id(batch), index
+        if not batch.jid0 and not batch.is_map:
+            return  # it is being made: nobody knows it
         if old == QUEUED and key in self.executor.begun:
             old = PROCESSING
             self.executor.begun.discard(key)

@@ -89,6 +89,9 @@ class Executor(ABC):
     #: True when jobs run in this process on a virtual clock.
     simulated: bool = False
 
+    #: True when a worker is to be given one call, or one whole chunk of a map, at a time.
+    whole_chunks: bool = False
+
     @abstractmethod
     def bind(self, source: Source) -> None:
         """Connect to the engine; called once, before anything else."""

@@ -182,7 +182,7 @@ class ProcessExecutor(Executor):
 
     def _spawn(self) -> WorkerHandle:
         if self._template is None:
-            self._template = TemplateProcess(self._preload)
+            self._template = self._start_template()
             self._poll.register(self._template.fd, select.POLLIN)
         self._n_numbers += 1
         worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)
@@ -199,6 +199,9 @@ class ProcessExecutor(Executor):
         if self._polling:
             self.interrupt()
         return worker
+
+    def _start_template(self) -> TemplateProcess:
+        return TemplateProcess(self._preload)
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -370,7 +373,8 @@ class ProcessExecutor(Executor):
         give_up = never_ran and self._failed_starts >= (_MAX_KILLED_STARTS if killed else _MAX_FAILED_STARTS)
         output = worker.output()
         for position, batch, index in reversed(list(worker.items())):
-            if position > current or (never_ran and not give_up):
+            unreported = position < current and batch.options.reports_late
+            if position > current or unreported or (never_ran and not give_up):
                 self._source.give_back(batch, index, index + 1)
             elif give_up:
                 text = f"Worker processes cannot be started; what they print says why. {reason}"
