@@ -7,14 +7,17 @@ import os
 import sys
 import threading
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 from cloud.client.cloud import Cloud
 from cloud.configuration import CloudConfig, Settings, home_folder
 from cloud.jobs import FINISHED_LABELS
+from cloud.logs import configure
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+
     from cloud.backends.base import Backend
     from cloud.engine.store.memory import JidSource
     from cloud.resources.crons import CronEntry
@@ -127,6 +130,7 @@ class _Process:
             self.key, self.simulating, self.immutable = None, None, False
             self.simulator_options = {}
             self._jids = None
+            configure(settings)
 
     # --- resources ----------------------------------------------------------------------------------------------------
 
@@ -142,6 +146,8 @@ class _Process:
             return self._resources
 
     def _now(self) -> datetime:
+        from datetime import UTC, datetime
+
         return datetime.fromtimestamp(self.cloud.now() if self.uses_simulator() else time.time(), UTC)
 
     # --- ends ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
     CloudException                       root; .jid .status .parameter .hint
     ├── CloudTimeoutError (TimeoutError) a wait ran out of time; the jobs go on
     ├── JobFailed                        status 'error'; __cause__ is the job's own exception
-    │   └── WorkerLost                   its worker process ended abruptly; .exitcode
+    │   ├── WorkerLost                   its worker process ended abruptly; .exitcode
+    │   └── InitializerFailed            its worker's initializer raised; __cause__ is what
     ├── JobKilled                        status 'killed'
     ├── JobStalled                       status 'stalled'; a dependency failed
     ├── JobNotFound (LookupError)        unknown or deleted jid
@@ -31,7 +32,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pickle import PicklingError
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "AccountError",
@@ -42,6 +46,7 @@ __all__ = [
     "ConfigurationError",
     "CronError",
     "CronNotFound",
+    "InitializerFailed",
     "InvalidSchedule",
     "JobFailed",
     "JobKilled",
@@ -154,6 +159,10 @@ class WorkerLost(JobFailed):
     """
 
     exitcode: int | None = None
+
+
+class InitializerFailed(JobFailed):
+    """The initializer of the job's worker raised ``__cause__``; no job runs there."""
 
 
 class JobKilled(CloudException):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Final, TypeAlias
 
 from cloud.errors import CloudException
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
 
 Jids: TypeAlias = Sequence[int]
 """Job ids as the engine takes them: a ``range``, or a list of ints; duplicates allowed."""

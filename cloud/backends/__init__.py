@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from cloud.backends.base import Backend
 from cloud.errors import UnsupportedOperation
+from cloud.logs import configure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def open_backend(name: str, settings: Any, **options: Any) -> Backend:
@@ -16,6 +20,7 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
     Raises:
         ValueError: No backend has this name.
     """
+    configure(settings)
     # Each is loaded when used: none should cost those who use another.
     if name == "mp":
         if not hasattr(os, "fork"):
@@ -25,13 +30,22 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
             )
         from cloud.backends.processes import open_processes
 
-        return open_processes(settings, **options)
+        return _reporting(open_processes(settings, **options), settings, "Multiprocessing")
     if name == "simulator":
         from cloud.backends.simulator import open_simulator
 
-        return open_simulator(settings, **options)
+        backend = open_simulator(settings, **options)
+        return _reporting(backend, settings, "Simulation", forced=settings.force_serialize_logging)
     if name == "worker":
         from cloud.backends.worker import WorkerBackend
 
         return WorkerBackend(**options)
     raise ValueError(f"no backend is called {name!r}; there are 'mp', 'simulator' and 'worker'")
+
+
+def _reporting(backend: Backend, settings: Any, kind: str, *, forced: bool = False) -> Backend:
+    if forced or settings.serialize_logging:
+        from cloud.datalogs import DataLog
+
+        backend.datalog = DataLog(settings, kind)
+    return backend

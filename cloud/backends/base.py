@@ -9,11 +9,16 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.pickling import Namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cloud.datalogs import DataLog
 
 Segment = tuple[int, int, int, bytes]
 """(first index in the outcome, number wanted, number it holds, packed outcome); an outcome may hold a run of items."""
@@ -50,11 +55,13 @@ class Backend(ABC):
         name: 'mp', 'simulator', 'worker', ….
         simulated: What ``cloud.is_simulated`` says.
         namespace: The program's ``__main__`` if it is not this process's own module.
+        datalog: Reports what is serialised for each job, if that is asked for.
     """
 
     name: str
     simulated: bool = False
     namespace: Namespace | None = None
+    datalog: DataLog | None = None
 
     @abstractmethod
     def submit(

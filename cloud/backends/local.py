@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
@@ -14,6 +13,10 @@ from cloud.engine.worker.surroundings import snapshot, unchanged_since
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Contexts:

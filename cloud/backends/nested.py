@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from cloud.backends.base import MapWriter
 from cloud.backends.local import LocalBackend
@@ -16,6 +15,10 @@ from cloud.errors import CloudException
 from cloud.jobs import DONE, VALUE, Jids, JobOptions, Outcome, pack_outcome
 from cloud.serialization.functions import Function
 from cloud.serialization.shared import SharedBytes, attach, inline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 Reply = Callable[..., None]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from cloud import errors
 from cloud.backends.base import Backend, Finals, MapWriter, Segment
@@ -17,6 +16,10 @@ from cloud.engine.worker.surroundings import snapshot
 from cloud.jobs import Jids, JobOptions, Outcome
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _BACKGROUND_S = 0.5
 

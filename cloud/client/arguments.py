@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice, zip_longest
 from types import FunctionType, MethodType
-from typing import Any, Final
 
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
 from cloud.serialization.shared import SharedBytes, attach, size_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _MAX_ITEMS: Final = 4096
 _MAX_SEPARATE: Final = 256

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
 
 from cloud.jobs import DONE
+from cloud.logs import logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Callbacks:
@@ -45,9 +49,7 @@ class Callbacks:
                     else:
                         callback()
                 except BaseException:  # noqa: BLE001 - a raising callback must stop neither the others nor this thread
-                    import logging
-
-                    logging.getLogger("Cloud").exception("callback %r of job %s raised", callback, jid)
+                    logger().exception("callback %r of job %s raised", callback, jid)
 
     def close(self) -> None:
         """Finish what is queued, then end the thread. Bounded: a callback that never returns is left behind."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from cloud.backends.base import Backend
 from cloud.client.arguments import check_call, chunks_of, iterators_of, pickle_call, too_large
@@ -31,8 +30,10 @@ from cloud.serialization.explain import cannot_pickle
 from cloud.serialization.functions import Function, FunctionCache, function_name
 from cloud.serialization.shared import size_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, Final
 
 _KILL_WAIT_S: Final = 10.0
 _MAX_READ_AHEAD: Final = 1024
@@ -134,6 +135,8 @@ class Cloud:
             args, kwargs, backend.namespace, plain=options.fast_serialization == 2, limit=self._limit
         )
         jid = backend.submit(function, arguments, options)
+        if backend.datalog is not None:
+            backend.datalog.called(backend, jid, function, size_of(arguments), func, args, kwargs)
         if callbacks:
             self._watch(backend, (jid,), callbacks)
         return jid

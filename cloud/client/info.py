@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
-from typing import Any, Final
 
 from cloud.errors import CloudException
 from cloud.jobs import DONE, ERROR_TEXT, PROFILE, STATUS_LABELS, STDERR, STDOUT, Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any, Final
 
 DEFAULT_KEYS: Final = ("status", "stdout", "stderr", "runtime")
 
@@ -86,6 +89,8 @@ def info_of(facts: dict[str, Any], keys: list[str], now: float) -> dict[str, Any
 
 
 def _moment(seconds: float) -> datetime | None:
+    from datetime import UTC, datetime
+
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from cloud.backends.base import Backend
 from cloud.client.progress import Progress
@@ -11,8 +10,12 @@ from cloud.client.results import decode
 from cloud.errors import CloudTimeoutError
 from cloud.jobs import DONE, Jids
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-class Results(Iterator[Any]):
+
+class Results:
     """Results in order; a failed job's exception ends one step, not the iteration."""
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 
 from cloud.backends.base import Segment
 from cloud.errors import CloudException, JobFailed, JobKilled, JobStalled, SerializationError, WorkerLost
@@ -23,6 +22,10 @@ from cloud.jobs import (
 from cloud.serialization import pickling
 from cloud.serialization.exceptions import loads_exception
 from cloud.serialization.shared import SharedBytes, attach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def decode(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from cloud.backends.base import Backend, Finals
 from cloud.client.progress import Progress
 from cloud.client.results import decode
 from cloud.errors import CloudTimeoutError
 from cloud.jobs import DONE, Jids
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def results_as_finished(

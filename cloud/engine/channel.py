@@ -19,9 +19,12 @@ from __future__ import annotations
 import os
 import struct
 from mmap import mmap
-from typing import Any, Final
 
 from cloud.jobs import JobOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FRAME: Final = struct.Struct("<QB")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _HIGH_FD: Final = 512
 

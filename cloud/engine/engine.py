@@ -20,10 +20,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import Any, Final
 
 from cloud.engine.clock import Clock
-from cloud.engine.executor.base import Executor, Task
+from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
 from cloud.engine.store.base import Batch, Chunk, Store, Watch
 from cloud.engine.waiting import Timer, Waiting
@@ -48,6 +47,10 @@ from cloud.jobs import (
 )
 from cloud.serialization.functions import Function
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""
 
@@ -58,11 +61,13 @@ _MAX_LOSSES: Final = 3
 _MAX_RETRY_DELAY_S: Final = 60.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
+_WAITING_BYTE: Final = bytes((WAITING,))
+_QUEUED_BYTE: Final = bytes((QUEUED,))
 _POLL_EVERY: Final = 64
 _POLL_EVERY_CHUNKS: Final = 4
 
 
-class Engine:
+class Engine(Source):
     """Jobs, from submission to outcome.
 
     Args:
@@ -87,6 +92,8 @@ class Engine:
         self._priorities: list[int] = []
         self._unfinished = 0
         self._killing: dict[tuple[int, int], bytes] = {}
+        self._cancelling = False
+        self._stalling: list[Batch] = []
         self._failures: list[tuple[Batch, int, int]] = []
         self._n_watching_failures = 0
         self._n_submits = 0
@@ -158,6 +165,8 @@ class Engine:
             if batch.n:
                 batch.jid0 = self.store.new_jids(batch.n)
                 self.store.add(batch)
+                if self._max_kept and batch.finished:
+                    self._forget_old(batch)
             return range(batch.jid0, batch.jid0 + batch.n)
 
     def abandon(self, batch: Batch) -> None:
@@ -207,23 +216,34 @@ class Engine:
         else:
             batch.n_waiting_on -= n
         if batch.n and batch.n_waiting_on <= 0:
+            if not batch.n_waiting_on:
+                batch.states = batch.states.replace(_WAITING_BYTE, _QUEUED_BYTE)
             self._settle_new(batch)
 
     def _settle_new(self, batch: Batch) -> None:
         """Put a new batch, or new items of one, where its dependencies let it be."""
         if batch.n_waiting_on < 0:
-            stalled = pack_outcome(STALLED, [(ERROR_TEXT, b"Could not start due to dependency erroring")])
-            for start, n in _runs_of(batch, (WAITING, QUEUED)):
-                self.finish(batch, start, n, stalled)
+            self._stall(batch)
             return
         if batch.n_waiting_on:
             self.waiting.need_helper()
             return
-        if batch.states[-1] == WAITING and batch.attempts is None:
-            batch.states = bytearray(batch.states.replace(b"\x00", b"\x01"))
         self._enqueue(batch)
         self.executor.wake()
         self.waiting.need_helper()
+
+    def _stall(self, batch: Batch) -> None:
+        """End a batch that can never start, and what depends on it; in a loop, as chains may be long."""
+        self._stalling.append(batch)
+        if len(self._stalling) > 1:
+            return  # the loop below comes to it
+        stalled = pack_outcome(STALLED, [(ERROR_TEXT, b"Could not start due to dependency erroring")])
+        try:
+            for each in self._stalling:
+                for start, n in _runs_of(each, (WAITING, QUEUED)):
+                    self.finish(each, start, n, stalled)
+        finally:
+            self._stalling.clear()
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -244,11 +264,13 @@ class Engine:
     @property
     def has_queued(self) -> bool:
         """True when something might be claimed."""
-        return any(self._queues.values())
+        return not self._cancelling and any(self._queues.values())
 
     def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
         """Work for one worker; see ``Source.claim``."""
         tasks: list[Task] = []
+        if self._cancelling:
+            return tasks
         spent_s = 0.0
         for priority in self._priorities:
             queue = self._queues[priority]
@@ -263,17 +285,13 @@ class Engine:
                 if options.cores > free_slots:
                     return tasks
                 start, stop = run
-                if self.executor.whole_chunks:
-                    if idle:
-                        stop = stop if batch.arguments is not None else min(stop, _end_of_chunk(batch, start))
+                alone = options is not DEFAULT_OPTIONS and options.alone
+                whole = self.executor.whole_chunks
+                if alone or whole or not 0.0 < mean_s <= _LONG_S:
+                    if not tasks and idle:
+                        stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
                         tasks.append(Task(batch, start, stop))
                         batch.take_free(stop)
-                    return tasks
-                alone = options is not DEFAULT_OPTIONS and options.alone
-                if alone or not 0.0 < mean_s <= _LONG_S:
-                    if not tasks and idle:
-                        tasks.append(Task(batch, start, start + 1))
-                        batch.take_free(start + 1)
                     return tasks
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
@@ -305,7 +323,7 @@ class Engine:
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def finish(self, batch: Batch, start: int, n: int, outcome: bytes) -> None:
+    def finish(self, batch: Batch, start: int, n: int, outcome: bytes, *, may_retry: bool = True) -> None:
         """Record how a run of items ended; once an item is final, later reports of it are dropped."""
         states = batch.states
         status = outcome[0]
@@ -314,7 +332,7 @@ class Engine:
                 return
             if self._killing and (why := self._killing.pop((id(batch), start), None)) is not None:
                 status, outcome = KILLED, _as_killed(outcome, why)
-            elif status == ERROR and batch.options.retries and self._retry(batch, start):
+            elif status == ERROR and may_retry and batch.options.retries and self._retry(batch, start):
                 return
             states[start] = status
             if batch.arguments is not None:
@@ -391,7 +409,9 @@ class Engine:
         sections += [(tag, data) for tag, data in zip((STDOUT, STDERR), output, strict=True) if data]
         if exitcode is not None and killed is None:
             sections.append((EXITCODE, str(exitcode).encode()))
-        self.finish(batch, index, 1, pack_outcome(ERROR if killed is None else KILLED, sections, pid=pid))
+        outcome = pack_outcome(ERROR if killed is None else KILLED, sections, pid=pid)
+        # Retries are for what is known to have failed; this attempt may have done all its work.
+        self.finish(batch, index, 1, outcome, may_retry=batch.options.restartable)
 
     def _forget_old(self, batch: Batch) -> None:
         self._kept.append(batch)
@@ -583,21 +603,31 @@ class Engine:
             runs = [(batch, start, stop) for batch, start, stop in runs if batch.n_final < batch.n]
             if not runs:
                 return []
-            self.executor.take_back()
-            held = self.executor.held()
-            pending: list[int] = []
-            killed = pack_outcome(KILLED, [(ERROR_TEXT, b"Killed")])
-            for batch, start, stop in runs:
-                begun = sorted(index for its_batch, index in held if its_batch is batch and start <= index < stop)
-                for low, n in _runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
-                    self.finish(batch, low, n, killed)
-                for index in begun:
-                    if batch.states[index] < DONE:
-                        self._killing[id(batch), index] = b"Killed"
-                        self.executor.kill(batch, index)
-                        pending.append(batch.jid0 + index)
+            # The end of one may release another that is to be killed too: nothing is handed out meanwhile.
+            self._cancelling = True
+            try:
+                pending = self._cancel(runs)
+            finally:
+                self._cancelling = False
             self.executor.wake()
+            self.waiting.look_again()
             return pending
+
+    def _cancel(self, runs: list[tuple[Batch, int, int]]) -> list[int]:
+        self.executor.take_back()
+        held = self.executor.held()
+        pending: list[int] = []
+        killed = pack_outcome(KILLED, [(ERROR_TEXT, b"Killed")])
+        for batch, start, stop in runs:
+            begun = sorted(index for its_batch, index in held if its_batch is batch and start <= index < stop)
+            for low, n in _runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
+                self.finish(batch, low, n, killed)
+            for index in begun:
+                if batch.states[index] < DONE:
+                    self._killing[id(batch), index] = b"Killed"
+                    self.executor.kill(batch, index)
+                    pending.append(batch.jid0 + index)
+        return pending
 
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
@@ -684,9 +714,11 @@ class _Wait:
                     self._at = at
                     return False
                 if stop - low > 1:
-                    open_ones = [i for i in (states.find(QUEUED, low, stop), states.find(WAITING, low, stop)) if i >= 0]
-                    if open_ones:
-                        self._at, self._low = at, min(open_ones)
+                    queued = states.find(QUEUED, low, stop)
+                    # No further than that: looking at the rest each time would make long maps quadratic.
+                    waiting = states.find(WAITING, low, stop if queued < 0 else queued)
+                    if queued >= 0 or waiting >= 0:
+                        self._at, self._low = at, queued if waiting < 0 else waiting
                         return False
             at += 1
             if at < len(runs):
@@ -716,6 +748,11 @@ class _Wait:
             for index in range(start, stop)
             if batch.states[index] < DONE
         ]
+
+
+def _end_of_chunk(batch: Batch, index: int) -> int:
+    chunk = batch.chunk_at(index)
+    return chunk.start + chunk.n
 
 
 def _runs_of(

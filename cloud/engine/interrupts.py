@@ -11,7 +11,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 # signal's own functions look enum members up, which costs more than everything else here.
 _signal: Any = sys.modules["_signal"]

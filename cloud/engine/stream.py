@@ -10,10 +10,13 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import Any, Final
 
 from cloud.engine.channel import FRAME
 from cloud.serialization.shared import Segment, attach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
 
 WITH_SEGMENT: Final = 0x80
 _READ_BYTES: Final = 1 << 18
@@ -22,7 +25,7 @@ _MAX_DESCRIPTORS: Final = 64
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
 _CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
-Frame = tuple[int, Any]
+Frame: TypeAlias = "tuple[int, Any]"
 """(kind, body): bytes, SharedBytes if a segment came with it, or a memoryview of its own memory if it is large."""
 
 

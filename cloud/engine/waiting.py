@@ -19,12 +19,15 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Final
 
 from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor
 from cloud.engine.interrupts import Handlers
 from cloud.errors import BackendClosed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _HELP_AFTER_S: Final = 0.004
 
@@ -145,11 +148,17 @@ class Waiting:
 
     def poll_once(self) -> None:
         """Look for events without blocking, unless somebody leads already."""
-        if self._lead_lock.acquire(blocking=False):
-            try:
-                self._executor.poll(0.0, may_jump=False)
-            finally:
-                self._leave()
+        with self.handlers:
+            if self._lead_lock.acquire(blocking=False):
+                try:
+                    self._executor.poll(0.0, may_jump=False)
+                finally:
+                    self._leave()
+
+    def look_again(self) -> None:
+        """Jobs became final by no report of the executor: see that those who wait for them notice."""
+        if self._lead_lock.locked():
+            self._executor.interrupt()
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> None:
         handlers = self.handlers
@@ -183,6 +192,8 @@ class Waiting:
         self._lead_lock.release()
         if self._followers:
             with self._lock:
+                # Whoever polled last may have ended their jobs too; only one that still waits can lead.
+                self._wake_followers()
                 if self._followers:
                     self._followers.pop(0).wake()
 
@@ -192,8 +203,9 @@ class Waiting:
             self._followers.append(follower)
         try:
             self.handlers.wake_by(follower.wake)
-            # A leader that left before we stood in the list saw nobody to hand the lead to.
-            if self._lead_lock.locked() and not self.closed and not self.handlers.waiting:
+            # A leader that left before we stood in the list saw nobody to hand the lead to, and one that ended our
+            # jobs before saw nobody to wake.
+            if self._lead_lock.locked() and not (self.closed or self.handlers.waiting or done()):
                 timeout = -1.0
                 if deadline is not None and not self._executor.simulated:
                     timeout = max(0.0, deadline - self._clock.monotonic())

@@ -9,7 +9,6 @@ How a job is submitted, looked up and killed is given from above as callables.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloud.errors import CloudException, InvalidSchedule
+from cloud.logs import logger
 from cloud.resources.cron_store import CronEntry, CronStore, MissedPolicy, OverlapPolicy, Position
 from cloud.resources.schedule import Schedule
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CronRunner", "Firing"]
 
-_logger = logging.getLogger("Cloud.cron")
+_LOGGER = "Cloud.cron"
 
 #: A slot noticed this late or later was missed; up to then the runner was merely busy.
 _MISSED_AFTER = timedelta(seconds=60)
@@ -142,7 +142,7 @@ class CronRunner:
                 try:
                     wait_s = self._step(stop)
                 except (CloudException, OSError):
-                    _logger.exception("crons cannot be read or claimed; trying again in %g s", _ERROR_WAIT_S)
+                    logger(_LOGGER).exception("crons cannot be read or claimed; trying again in %g s", _ERROR_WAIT_S)
                     wait_s = _ERROR_WAIT_S
                 stop.wait(wait_s)
         finally:
@@ -220,7 +220,7 @@ class CronRunner:
             jid = self._submit(entry)
         except Exception:
             # User code and the machinery under it: no entry may stop the others.
-            _logger.exception("cron %r: the slot of %s could not be submitted", entry.label, slot)
+            logger(_LOGGER).exception("cron %r: the slot of %s could not be submitted", entry.label, slot)
             return None
         if asked:
             self._track(entry.label, jid, runner)
@@ -230,7 +230,7 @@ class CronRunner:
     def _wanted(self, entry: CronEntry, slot: datetime, now: datetime) -> bool:
         if now - slot >= _MISSED_AFTER:
             if entry.missed is MissedPolicy.SKIP:
-                _logger.info("cron %r: the slot of %s was missed, and is skipped", entry.label, slot)
+                logger(_LOGGER).info("cron %r: the slot of %s was missed, and is skipped", entry.label, slot)
                 return False
             if entry.missed is MissedPolicy.RUN_ALL:
                 return True
@@ -240,7 +240,7 @@ class CronRunner:
         runner = entry.runner
         elsewhere = runner is not None and runner != self._owner and self._presence.is_elsewhere(runner)
         if elsewhere or (mine and (entry.overlap is OverlapPolicy.SKIP or self._kill is None)):
-            _logger.warning("cron %r: the slot of %s is skipped, its last run is unfinished", entry.label, slot)
+            logger(_LOGGER).warning("cron %r: the slot of %s is skipped, its last run is unfinished", entry.label, slot)
             return False
         if self._kill is not None:
             for jid in mine:
@@ -273,7 +273,7 @@ class CronRunner:
             return True
         except Exception:
             # A job nobody can look up must not keep its cron from running for ever.
-            _logger.exception("job %d of a cron cannot be looked up, and counts as finished", jid)
+            logger(_LOGGER).exception("job %d of a cron cannot be looked up, and counts as finished", jid)
             return True
 
     def _next_slots(self, now: datetime) -> Iterator[tuple[Position, datetime]]:
@@ -285,7 +285,7 @@ class CronRunner:
                 bad = (position.schedule, position.tz)
                 if bad not in self._refused:
                     self._refused.add(bad)
-                    _logger.error("cron %r is not run: %s", position.label, exc)
+                    logger(_LOGGER).error("cron %r is not run: %s", position.label, exc)
 
 
 class _Presence:

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from cloud.errors import BackendError, StoredFileNotFound
+from cloud.logs import logger
 from cloud.resources import Database, check_text
 from cloud.resources.blobs import CHUNK_BYTES, Blob, BlobFolder, BlobReader, Readable, chunks
 
@@ -314,9 +315,7 @@ class FileStore:
                 self._collect()
         except (OSError, BackendError) as exc:
             # The user's change is made and on disk; to report it as failed would be wrong.
-            import logging
-
-            logging.getLogger("cloud.resources.files").warning("unused contents are kept for now: %s", exc)
+            logger("Cloud.files").warning("unused contents are kept for now: %s", exc)
 
 
 def _check_name(name: str) -> None:

@@ -6,11 +6,13 @@ where it was raised, so that one which cannot be rebuilt costs only its own plac
 
 from __future__ import annotations
 
-import traceback
 from types import TracebackType
-from typing import Any, Final
 
 from cloud.serialization import pickling
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _MAX_DEPTH: Final = 50
 
@@ -79,6 +81,8 @@ def format_exception(exc: BaseException, start: TracebackType | None) -> str:
         exc: What the job raised.
         start: Where the user's own frames begin; None shows the exception alone.
     """
+    import traceback
+
     try:
         lines = traceback.format_exception(type(exc), exc, start)
     except Exception as failure:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import FunctionType
-from typing import Any, Final
 
 from cloud.errors import SerializationError
 from cloud.serialization import pickling
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _MAX_DEPTH: Final = 6
 _MAX_PARTS: Final = 200

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Final
 
 from cloud.serialization import pickling
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _MAX_KEPT: Final = 512
 _tokens = count(1)

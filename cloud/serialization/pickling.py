@@ -22,12 +22,14 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
-from hashlib import blake2b
 from types import CellType, CodeType, FunctionType, ModuleType
-from typing import Any, Final
 
 from cloud.errors import SerializationError
 from cloud.serialization.shared import SHARE_BYTES, is_shared, pack_shared, unpack_shared
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
@@ -52,10 +54,17 @@ class Namespace:
             keeps in a global stays for the next job.
     """
 
+    #: True when its other side is a process of this machine that takes large buffers beside the bytes.
+    shares: bool = False
+
     def __init__(self, variables: dict[str, Any], key: str = "") -> None:
         self.variables = variables
         self.key = key
         self.received: dict[str, bytes] = {}
+
+    def known_there(self, name: str) -> bool:
+        """True when the other side has this name from elsewhere, so that it need not be sent."""
+        return False
 
     def apply(self, table: list[tuple[str, bytes, bytes]]) -> None:
         """Take over definitions that are news here."""
@@ -64,6 +73,32 @@ class Namespace:
                 value = pickle.loads(content)
                 self.variables[name] = value
                 self.received[name] = digest
+
+
+class CopiedNamespace(Namespace):
+    """This process's own ``__main__``, for sending to processes that are forked from this one.
+
+    They know the names there were at the fork, except functions and classes that were defined anew since.
+    """
+
+    shares = True
+
+    def __init__(self) -> None:
+        super().__init__(program_main())
+        self._then = {
+            name: value if isinstance(value, FunctionType | type) else None for name, value in self.variables.items()
+        }
+
+    def known_there(self, name: str) -> bool:
+        then = self._then.get(name, self)
+        return then is None or then is self.variables.get(name)
+
+    @staticmethod
+    def of_copy() -> Namespace:
+        """The same on the other side, in the process that was forked."""
+        namespace = Namespace(program_main())
+        namespace.received = dict.fromkeys(namespace.variables, b"")
+        return namespace
 
 
 class _Active(threading.local):
@@ -240,8 +275,12 @@ class _Main:
             if not importable(obj.__name__):
                 raise _NeedsCloudpickle
             return _import_module, (obj.__name__,)
-        if kind.__name__ == "_lru_cache_wrapper" and getattr(obj, "__module__", None) == "__main__":
-            path = self.main_path(obj)
+        if kind.__name__ == "_lru_cache_wrapper":
+            module, path = getattr(obj, "__module__", None), None
+            if module == "__main__":
+                path = self.main_path(obj)
+            elif _imports_as(obj, module, getattr(obj, "__qualname__", "<lambda>")):
+                return NotImplemented
             if path is not None:
                 self.refer(path.partition(".")[0])
                 return _main_attribute, (path,)
@@ -359,11 +398,14 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False) 
     buffers: list[memoryview] | None = [] if share else None
     content, pickler = _pickle(obj, variables, None, buffers=buffers)
     if pickler.uses_main:
-        content = _with_definitions(content, pickler, variables)
+        content = _with_definitions(content, pickler, variables, namespace)
     return _beside(content, buffers) or dumps(obj, namespace)
 
 
 def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any]) -> bytes:
+    # What hashlib.blake2b is; importing hashlib loads OpenSSL too.
+    from _blake2 import blake2b
+
     names: dict[str, None] = dict(pickler.names)
     table: list[tuple[str, bytes, bytes]] = []
     references: dict[str, list[str]] = {}

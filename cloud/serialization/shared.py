@@ -17,7 +17,10 @@ import os
 import struct
 from collections.abc import Sequence
 from mmap import ACCESS_COPY, PAGESIZE, mmap
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 SHARE_BYTES: Final = 1 << 18
 """Buffers from this size on travel beside the pickle."""

@@ -144,6 +144,9 @@ class Point:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return f"Point({self.x}, {self.y})"
+
     def __call__(self, n: int) -> int:
         return self.x * n
 
@@ -194,3 +197,24 @@ class SilentError(Exception):
         raise RuntimeError("no text")
 
     __repr__ = __str__
+
+
+class CountsLoads:
+    """Notes each time it comes back from its bytes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_counted, (self.path,)
+
+
+def load_counted(path: str) -> CountsLoads:
+    """Note that one was loaded."""
+    note(path, "loaded")
+    return CountsLoads(path)
+
+
+def hold_at(gate: Gate, place: int, index: int) -> int:
+    """Hold at one index, return at once at the others."""
+    return gate.hold(index) if index == place else index  # type: ignore[no-any-return]

@@ -7,9 +7,12 @@ All calls either way are made under the engine's lock, except ``poll``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Final, Protocol
 
 from cloud.engine.store.base import Batch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 AHEAD_S: Final = 0.010
 """A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
@@ -33,9 +36,10 @@ class Task:
         self.position = 0
 
 
-class Source(Protocol):
+class Source(ABC):
     """What an executor needs of the engine."""
 
+    @abstractmethod
     def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
         """Work for one worker, possibly none.
 
@@ -45,12 +49,15 @@ class Source(Protocol):
             idle: True when the worker has nothing to do: it then gets work whatever its length.
         """
 
+    @abstractmethod
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
 
+    @abstractmethod
     def finish(self, batch: Batch, start: int, n: int, outcome: bytes) -> None:
         """Record how a run of items ended."""
 
+    @abstractmethod
     def lose(
         self,
         batch: Batch,
@@ -64,6 +71,7 @@ class Source(Protocol):
     ) -> None:
         """An item's worker died under it. ``own_fault``: the job itself ended it (exit, crash)."""
 
+    @abstractmethod
     def request(
         self, caller: Any, batch: Batch | None, content: dict[str, Any], blobs: list[bytes], reply: Any
     ) -> None:
@@ -72,13 +80,16 @@ class Source(Protocol):
         ``caller`` is what ``suspend`` and ``resume`` take.
         """
 
+    @abstractmethod
     def out_of_time(self, batch: Batch, index: int) -> None:
         """An item ran longer than its ``max_runtime_s``."""
 
+    @abstractmethod
     def call_later(self, delay_s: float, action: Any) -> Any:
         """Call ``action()`` under the lock after a delay; returns a handle with ``cancel()``."""
 
     @property
+    @abstractmethod
     def has_queued(self) -> bool:
         """True when something might be claimed."""
 

@@ -20,7 +20,6 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, Final
 
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import off_stdio
@@ -32,6 +31,10 @@ from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
 from cloud.serialization.shared import payload_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _STALL_S: Final = 0.005
 _WATCH_OUTPUT_S: Final = 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import sys
@@ -99,20 +100,33 @@ class TemplateProcess:
     def end(self) -> None:
         """Let it end everything it started, and wait for that. Bounded."""
         self._socket.close()
-        until = time.monotonic() + _END_S
-        pause = 0.0005
-        while True:
-            try:
-                if os.waitpid(self._pid, os.WNOHANG)[0]:
-                    return
-            except ChildProcessError:
-                return  # somebody else in the program waited for it
-            if time.monotonic() > until:
+        try:
+            if not self._ended_within(_END_S):
                 os.kill(self._pid, signal.SIGKILL)
                 os.waitpid(self._pid, 0)
-                return
+        except ChildProcessError:
+            pass  # somebody else in the program waited for it
+
+    def _ended_within(self, seconds: float) -> bool:
+        if hasattr(os, "pidfd_open"):
+            try:
+                fd = os.pidfd_open(self._pid)
+            except OSError:
+                pass  # refused by a sandbox, or no descriptor is left
+            else:
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                poll.poll(int(1000 * seconds))
+                os.close(fd)
+                seconds = 0.0
+        until = time.monotonic() + seconds
+        pause = 0.0005
+        while not os.waitpid(self._pid, os.WNOHANG)[0]:
+            if time.monotonic() > until:
+                return False
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
+        return True
 
     def close(self) -> int:
         """After it died: bury it; its wait status."""

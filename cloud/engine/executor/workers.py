@@ -9,7 +9,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Final
 
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import off_stdio
@@ -20,6 +19,10 @@ from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment, SharedBytes, memory_file, size_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
@@ -166,6 +169,21 @@ class WorkerHandle:
             self.load_s += n * (function.mean_s or 1.0)
             self.tasks.append(task)
         self._send_parts(parts)
+
+    def identify(self, program_pid: int, authkey: bytes) -> None:
+        """Let it be a process of the program's multiprocessing."""
+        self.write(ch.frame(ch.IDENTITY, ch.IDENTITY_HEAD.pack(self.number, program_pid), authkey))
+
+    def initialize(self, context: tuple[int, bytes], payload: bytes) -> None:
+        """Send the initializer that runs before its first task, and where; an empty payload means the inherited one."""
+        self._contexts.add(context[0])
+        parts = [ch.frame(ch.CONTEXT, ch.ID.pack(context[0]), context[1])]
+        self._add_frame(parts, ch.INITIALIZE, ch.ID.pack(context[0]), payload)
+        self._send_parts(parts)
+
+    def leave(self) -> None:
+        """Tell it to end in good order, after what it was sent before."""
+        self.write(ch.frame(ch.LEAVE))
 
     def _send_parts(self, parts: list[bytes], segment: Segment | None = None) -> None:
         if parts:

@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from cloud.jobs import QUEUED, Jids, JobOptions
 from cloud.serialization.functions import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Chunk:

@@ -91,13 +91,14 @@ class MemoryStore(Store):
         if batch.arguments is not None:
             self._calls.pop(batch.jid0, None)
             return
+        at = bisect_right(self._maps, batch.jid0, key=_first_jid) - 1
+        if at < 0 or self._maps[at] is not batch:
+            return  # its last job was forgotten before
         deleted = self._deleted.setdefault(batch.jid0, set())
         deleted.update(range(start, stop))
         if len(deleted) == batch.n and batch.sealed:
             del self._deleted[batch.jid0]
-            at = bisect_right(self._maps, batch.jid0, key=_first_jid) - 1
-            if self._maps[at] is batch:
-                del self._maps[at]
+            del self._maps[at]
 
     def batches(self) -> Iterator[Batch]:
         yield from sorted([*self._calls.values(), *self._maps], key=_first_jid)

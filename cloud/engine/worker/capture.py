@@ -9,10 +9,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any, Final
 
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import out_of_reach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _PUNCH_BYTES: Final = 8 << 20
 

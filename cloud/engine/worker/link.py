@@ -12,13 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import out_of_reach
 from cloud.engine.stream import Frame, FrameStream
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class LinkClosed(Exception):

@@ -15,18 +15,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final, NoReturn
 
 from cloud.engine import channel as ch
 from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.link import Link, LinkClosed
+from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave
 from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.jobs import DONE, PACKED, STDERR, STDOUT, pack_outcome, pack_value
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment, SharedBytes, payload_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 INTERRUPT: Final = signal.SIGINT
 POKE: Final = signal.SIGURG
@@ -46,9 +50,12 @@ class Worker:
         link: The socket to the engine.
         page: The shared page.
         settings: ``spin_s``, ``output_limit_bytes``, ``max_transmit_bytes``, ``thread_defaults``, ``capture``.
+        inherited: What it has from the program, if it was forked from that.
     """
 
-    def __init__(self, link: Link, page: ch.Page, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, link: Link, page: ch.Page, settings: dict[str, Any], inherited: Inherited | None = None
+    ) -> None:
         self.link = link
         self.slots = page.slots
         self.settings = settings
@@ -57,7 +64,9 @@ class Worker:
         self.depth = 0
         self._jid_offset = 0
         self._dirty = [False]
-        self.namespace = _fresh_main()
+        self._inherited = inherited
+        self._initialization = Initialization()
+        self.namespace = _fresh_main() if inherited is None else pickling.Namespace(pickling.program_main())
         self._surroundings = Surroundings(self._dirty, settings["thread_defaults"])
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._contexts: dict[int, tuple[Any, ...]] = {}
@@ -92,6 +101,9 @@ class Worker:
             ch.RANGE: self._on_range,
             ch.FORGET: self._on_forget,
             ch.RESUME: self._on_resume,
+            ch.INITIALIZE: self._on_initialize,
+            ch.IDENTITY: self._on_identity,
+            ch.LEAVE: self._on_leave,
         }
         frames, slots, spin_s = self.link.frames, self.slots, self.settings["spin_s"]
         while True:
@@ -139,6 +151,32 @@ class Worker:
         self._flush()
         self.link.send(ch.frame(ch.STOPPED, body))
 
+    # --- a pool's worker ----------------------------------------------------------------------------------------------
+
+    def _on_initialize(self, body: Any) -> None:
+        context = ch.ID.unpack_from(body)[0]
+        payload = payload_from(body, ch.ID.size)
+
+        def load() -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
+            self._surroundings.apply(self._contexts[context])
+            self._context = context
+            if self._inherited is not None:
+                return self._inherited.initializer, self._inherited.initargs
+            function, args = pickling.loads(payload, self.namespace)
+            return function, args
+
+        self._initialization.run(load)
+        self._surroundings.keep()
+
+    def _on_identity(self, body: Any) -> None:
+        number, program_pid = ch.IDENTITY_HEAD.unpack_from(body)
+        become_process(number, program_pid, bytes(body[ch.IDENTITY_HEAD.size :]))
+
+    def _on_leave(self, body: Any) -> None:
+        leave()
+        self._end_of_output()
+        os._exit(0)
+
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def _on_run(self, body: Any) -> None:
@@ -176,6 +214,7 @@ class Worker:
     def _function(
         self, token: int, context: int, extras: dict[str, str], *, keep: bool
     ) -> Callable[..., Any]:
+        self._initialization.check()
         if context != self._context or extras:
             # Not kept if it raises: the next job then tries, and reports, again.
             self._context = 0
@@ -415,13 +454,13 @@ def _fresh_main() -> pickling.Namespace:
     return pickling.Namespace(module.__dict__)
 
 
-def serve(socket_fd: int, page_fd: int) -> NoReturn:
+def serve(socket_fd: int, page_fd: int, inherited: Inherited | None = None) -> NoReturn:
     """Be a worker until the engine goes away."""
     link = Link(socket_fd)
     try:
         page = ch.Page(page_fd)
         os.close(page_fd)
-        worker = Worker(link, page, link.receive_settings())
+        worker = Worker(link, page, link.receive_settings(), inherited)
         _CURRENT.append(worker)
         worker.loop()
     except LinkClosed:

@@ -11,7 +11,10 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 MESSAGE: Final = struct.Struct("<cIi")
 N_DESCRIPTORS: Final = 4

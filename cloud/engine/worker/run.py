@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace, TracebackType
-from typing import Any, Final
 
 from cloud.errors import KilledException
 from cloud.jobs import (
@@ -26,6 +25,10 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.shared import SharedBytes, attach, size_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 try:
     from resource import RUSAGE_SELF, getrusage

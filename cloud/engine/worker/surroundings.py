@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -70,6 +73,9 @@ class Surroundings:
         self._set_mask = signal.pthread_sigmask
         self._set_timer = signal.setitimer
         self._signals_changed = False
+        self._kept_environ: dict[str, str | None] | None = None
+        self._kept_path: tuple[list[str], bool] = [], False
+        self._kept_cwd = ""
         self._watch()
 
     def _watch(self) -> None:
@@ -114,6 +120,12 @@ class Surroundings:
         """
         path, cwd, raw_environ, level = surroundings
         environ = {**self._defaults, **{os.fsdecode(name): os.fsdecode(raw_environ[name]) for name in raw_environ}}
+        if self._kept_environ is not None:
+            environ.update(self._kept_environ)
+            environ = {name: value for name, value in environ.items() if value is not None}
+            new, first = self._kept_path
+            path = [*new, *path] if first else [*path, *new]
+            cwd = self._kept_cwd or cwd
         self.path = path
         if sys.path != path:
             sys.path[:] = path
@@ -128,6 +140,19 @@ class Surroundings:
             self._cwd = ""
             os.chdir(cwd)
             self._cwd = cwd
+
+    def keep(self) -> None:
+        """What was changed since ``apply`` stays, for this worker's life: an initializer did it."""
+        before, now = self._environ, dict(os.environ)
+        self._kept_environ = {name: now.get(name) for name in {*before, *now} if before.get(name) != now.get(name)}
+        new = [each for each in sys.path if each not in self.path]
+        self._kept_path = new, bool(new) and sys.path[0] in new
+        cwd = _cwd()
+        self._kept_cwd = cwd if cwd != self._cwd else ""
+        self.path, self._environ, self._cwd = sys.path[:], now, cwd
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._handlers.clear()
+        self._dirty[0] = False
 
     def restore(self) -> None:
         """Undo what a job changed."""

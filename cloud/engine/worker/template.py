@@ -15,10 +15,14 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, Final
 
 from cloud.engine.worker.main import serve
+from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.protocol import MESSAGE, N_DESCRIPTORS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _IDLE_MS: Final = 30
 _PR_SET_PDEATHSIG: Final = 1
@@ -52,10 +56,14 @@ class Template:
     Args:
         control: Socket to the engine.
         preload: Modules to import once idle, so that workers forked from then on have them.
+        inherited: What its workers have from the program, if this process was forked from that.
     """
 
-    def __init__(self, control: socket.socket, preload: tuple[str, ...]) -> None:
+    def __init__(
+        self, control: socket.socket, preload: tuple[str, ...], inherited: Inherited | None = None
+    ) -> None:
         self._preload = preload
+        self._inherited = inherited
         self._control = control
         self._pid = os.getpid()
         self._pids: dict[int, int] = {}  # worker id -> pid
@@ -164,7 +172,7 @@ class Template:
         os.dup2(err, 2)
         os.close(out)
         os.close(err)
-        serve(link, page)
+        serve(link, page, self._inherited)
 
     def _tell(self, what: bytes, number: int, argument: int) -> None:
         try:
@@ -255,7 +263,7 @@ def _children(pid: int) -> list[int]:
 
 
 def main(control_fd: int, preload: tuple[str, ...]) -> None:
-    """Entry point of the template process; returns when the program has ended."""
+    """Entry point of the template process; it ends with the program."""
     os.closerange(control_fd + 1, 4096)
     for fd in (1, 2):
         try:
@@ -264,3 +272,5 @@ def main(control_fd: int, preload: tuple[str, ...]) -> None:
             # The program runs without: a worker's socket must not get this number.
             os.dup2(0, fd)
     Template(socket.socket(fileno=control_fd), preload).run()
+    # The program waits for this process to be gone: tearing the interpreter down would only take time.
+    os._exit(0)

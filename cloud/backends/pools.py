@@ -1,0 +1,86 @@
+"""The local backend over worker processes of its own: for one pool or executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from cloud.backends.local import LocalBackend
+from cloud.backends.nested import NestedRequests
+from cloud.backends.processes import PRELOAD
+from cloud.configuration import Settings
+from cloud.engine.clock import RealClock
+from cloud.engine.engine import Engine
+from cloud.engine.executor.pooled import PooledProcesses
+from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.engine.worker.pooled import Inherited
+from cloud.serialization import pickling
+
+_DISMISS_S: Final = 6.0
+
+
+class PoolBackend(LocalBackend):
+    """Worker processes of one pool.
+
+    Args:
+        engine: Over ``workers``.
+        workers: Its executor.
+        namespace: Given when the workers are forked from this process.
+    """
+
+    def __init__(self, engine: Engine, workers: PooledProcesses, namespace: pickling.Namespace | None) -> None:
+        super().__init__("pool", engine, "multiprocessing")
+        self._workers = workers
+        self.namespace = namespace
+
+    def dismiss(self, timeout_s: float = _DISMISS_S) -> None:
+        """Once all jobs are final: let the workers end in good order, as processes of multiprocessing do, and wait.
+
+        Their queues hand over what they hold, and processes they started with multiprocessing are waited for. What has
+        not ended by the timeout is ended by ``close``.
+        """
+        engine, workers = self.engine, self._workers
+        with engine.lock:
+            if engine.closed:
+                return
+            workers.dismiss()
+        engine.wait_until(lambda: not workers.n_workers, timeout_s)
+
+
+def open_pool(
+    settings: Settings,
+    n: int,
+    *,
+    jids: JidSource,
+    initializer: Callable[..., Any] | None,
+    initargs: tuple[Any, ...],
+    max_jobs_per_worker: int,
+    capture: bool,
+    fork: bool,
+) -> PoolBackend:
+    """Worker processes of a pool; with an initializer they start at once. See ``current.open_pool``."""
+    payload: bytes | None = None
+    if initializer is not None and not fork:
+        try:
+            payload = pickling.dumps((initializer, initargs), share=True)
+        except Exception:  # noqa: BLE001 - whatever refuses to be pickled, inheritance hands it on
+            fork = True
+    backend_of: list[PoolBackend] = []
+    namespace = pickling.CopiedNamespace() if fork else None
+    workers = PooledProcesses(
+        n,
+        initializer=payload,
+        inherited=Inherited(initializer, initargs) if fork else None,
+        max_tasks=max_jobs_per_worker,
+        capture=capture,
+        output_limit_bytes=settings.output_limit_bytes,
+        grace_s=settings.kill_grace_s,
+        preload=PRELOAD,
+    )
+    engine = Engine(MemoryStore(jids), workers, RealClock(), max_nesting=settings.max_nesting)
+    backend = PoolBackend(engine, workers, namespace)
+    backend_of.append(backend)
+    engine.serve_requests(NestedRequests(backend))
+    if initializer is not None:
+        backend.start()
+    return backend

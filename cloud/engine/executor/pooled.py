@@ -1,0 +1,124 @@
+"""Worker processes of a pool: they run an initializer, are replaced after so many tasks, and end in good order.
+
+The same processes, template and messages as ``processes``; used by ``backends.pools``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from typing import Any, Final
+
+from cloud.engine.executor.base import Task
+from cloud.engine.executor.forking import ForkedTemplate
+from cloud.engine.executor.processes import ProcessExecutor
+from cloud.engine.executor.template import TemplateProcess
+from cloud.engine.executor.workers import WorkerHandle
+from cloud.engine.worker.pooled import Inherited
+
+_SIGKILL: Final = signal.SIGKILL.value
+_LEAVE_S: Final = 5.0
+"""How long a worker may take to end: its queues hand over what they hold, its children are waited for."""
+
+
+class PooledProcesses(ProcessExecutor):
+    """Worker processes of one pool.
+
+    Args:
+        n_slots: How many.
+        context: (id, pickled) surroundings of the initializer.
+        initializer: Pickled (initializer, arguments); None if there is none, or it is inherited.
+        inherited: What workers have from the program, if they are to be forked from it: now, and only now.
+        max_tasks: A worker is replaced after so many calls and chunks of maps; 0 means never.
+        options: As for ``ProcessExecutor``.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        *,
+        context: tuple[int, bytes],
+        initializer: bytes | None = None,
+        inherited: Inherited | None = None,
+        max_tasks: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(n_slots, **options)
+        self._context = context
+        self._initializer = initializer
+        self._inherited = inherited
+        self._max_tasks = max_tasks
+        self._n_tasks: dict[int, int] = {}
+        self._known: set[int] = set()
+        self._leaving: dict[int, Any] = {}
+        self.whole_chunks = max_tasks > 0
+        if inherited is not None:
+            self._template = self._start_template()
+            self._poll.register(self._template.fd, select.POLLIN)
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def _start_template(self) -> TemplateProcess:
+        return super()._start_template() if self._inherited is None else ForkedTemplate(self._inherited)
+
+    def start(self) -> None:
+        """Start all workers now, and let them run the initializer. Under the engine's lock; does not wait."""
+        while len(self._workers) < self._n_slots:
+            worker = self._new_worker()
+            if worker is None:
+                return
+            self._idle.append(worker)
+
+    def _spawn(self) -> WorkerHandle:
+        worker = super()._spawn()
+        self._identify(worker)
+        if self._inherited is not None or self._initializer is not None:
+            worker.initialize(self._context, self._initializer or b"")
+            if worker.pending:
+                self._want_write(worker)
+        return worker
+
+    def _identify(self, worker: WorkerHandle) -> None:
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None:
+            self._known.add(worker.number)
+            worker.identify(os.getpid(), bytes(process.current_process().authkey))
+
+    def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
+        if worker.number not in self._known:
+            # The program may have come to know multiprocessing since the worker began.
+            self._identify(worker)
+        if self._max_tasks:
+            self._n_tasks[worker.number] = self._n_tasks.get(worker.number, 0) + len(tasks)
+        super()._give(worker, tasks)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:
+        worn = bool(self._max_tasks) and self._n_tasks.get(worker.number, 0) >= self._max_tasks
+        super()._idled(worker, retire=retire or worn)
+
+    def _retire(self, worker: WorkerHandle) -> None:
+        worker.retired = True
+        worker.leave()
+        self._leaving[worker.number] = self._source.call_later(_LEAVE_S, lambda: self._signal(worker, _SIGKILL))
+
+    def _bury(self, worker: WorkerHandle, status: int) -> None:
+        super()._bury(worker, status)
+        self._n_tasks.pop(worker.number, None)
+        self._known.discard(worker.number)
+        timer = self._leaving.pop(worker.number, None)
+        if timer is not None:
+            timer.cancel()
+
+    def dismiss(self) -> None:
+        """Let the idle workers end in good order. Under the engine's lock; does not wait."""
+        while self._idle:
+            self._retire(self._idle.pop())
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes that live, or whose end has not been noticed."""
+        return len(self._workers)
