@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 from cloud.client.cloud import Cloud
 from cloud.configuration import CloudConfig, Settings, home_folder
@@ -15,6 +16,7 @@ from cloud.logs import configure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
     from typing import Any
 
@@ -38,6 +40,7 @@ class _Process:
         self._resources: Resources | None = None
         self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes)
         self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes)
+        self.pools: weakref.WeakSet[Cloud] = weakref.WeakSet()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
@@ -79,7 +82,7 @@ class _Process:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         if self.uses_simulator():
             return open_backend(
-                "simulator", self.settings, jids=self.jids(), crons=self.resources, **self.simulator_options
+                "simulator", self.settings, jids=self.jids(), **self.simulator_options
             )
         if self.credentials() is not None:
             from cloud.errors import UnsupportedOperation
@@ -98,6 +101,22 @@ class _Process:
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         return open_backend("mp", self.settings, jids=self.jids())
+
+    def open_pool(self, n: int, name: str, **options: Any) -> Cloud:
+        def opener() -> Backend:
+            from cloud.backends import open_backend
+
+            backend = open_backend("pool", self.settings, jids=self.jids(), n=n, **options)
+            pool = owner()
+            if pool is not None:
+                # A pool that is forgotten ends its workers; one that is alive at exit is closed by close() above.
+                weakref.finalize(pool, backend.close).atexit = False
+            return backend
+
+        pool = Cloud(name, opener, self._closed, _no_limit)
+        owner = weakref.ref(pool)
+        self.pools.add(pool)
+        return pool
 
     def _closed(self, backend: Backend) -> None:
         for each in (self.cloud, self.mp):
@@ -139,10 +158,13 @@ class _Process:
 
         home = home_folder()
         with self.lock:
-            if self._resources is None or self._resources.home != home:
-                if self._resources is not None:
-                    self._resources.close()
-                self._resources = Resources(home, Jobs(_dumps, _submit, _is_finished, _kill, self._now))
+            simulated = self.uses_simulator()
+            present = self._resources
+            if present is None or present.home != home or present.simulated != simulated:
+                if present is not None:
+                    present.close()
+                jobs = Jobs(_dumps, _submit, _is_finished, _kill, self._now)
+                self._resources = Resources(home, jobs, simulated=simulated)
             return self._resources
 
     def _now(self) -> datetime:
@@ -154,6 +176,8 @@ class _Process:
 
     def close(self) -> None:
         """End everything this process started."""
+        for pool in list(self.pools):
+            pool.close()
         self.cloud.close()
         self.mp.close()
         resources, self._resources = self._resources, None
@@ -168,8 +192,12 @@ class _Process:
         interrupts = sys.modules.get("cloud.engine.interrupts")
         if interrupts is not None:
             interrupts.forget_main_thread()
-        self.cloud.abandon()
-        self.mp.abandon()
+        for each in (self.cloud, self.mp, *self.pools):
+            each.abandon()
+
+
+def _no_limit() -> int:
+    return 0
 
 
 def _worker() -> Any:
@@ -215,3 +243,40 @@ def mp() -> Cloud:
 def resources() -> Resources:
     """Files, crons and accounts beside the current backend."""
     return process.resources()
+
+
+def open_pool(
+    n: int,
+    *,
+    name: str = "cloud.pool",
+    initializer: Callable[..., Any] | None = None,
+    initargs: tuple[Any, ...] = (),
+    max_jobs_per_worker: int = 0,
+    capture: bool = False,
+    fork: bool = False,
+) -> Cloud:
+    """A Cloud of its own, with worker processes of its own. Opens on first use; closed at exit if it is not before.
+
+    Args:
+        n: Worker processes.
+        name: For messages.
+        initializer: Called with ``initargs`` in each worker before its first job. What it changes (globals, directory,
+            environment, signal handlers) stays for the life of that worker. With one, the workers start when it opens.
+            If it raises, each job of that worker ends with InitializerFailed, from what it raised.
+        initargs: Pickled when the Cloud opens. If that fails, workers are forked as with ``fork``.
+        max_jobs_per_worker: A worker is replaced after so many calls and chunks of maps; 0 means never.
+        capture: Keep what jobs print, for ``info``; else it goes where the program prints.
+        fork: Fork the workers from this program as it is when the Cloud opens: they have its globals, open files,
+            locks, queues. Its dangers are those of ``os.fork`` in a program with threads.
+
+    A forked child of the program that uses it gets workers of its own.
+    """
+    return process.open_pool(
+        n,
+        name,
+        initializer=initializer,
+        initargs=initargs,
+        max_jobs_per_worker=max_jobs_per_worker,
+        capture=capture,
+        fork=fork,
+    )

@@ -375,7 +375,6 @@ STDOUT: Final = 5
 STDERR: Final = 6
 PROFILE: Final = 7  #: marshalled statistics of cProfile
 EXITCODE: Final = 8  #: of a lost worker, as decimal text
-REPORT: Final = 9  #: JSON: what was serialised
 
 
 class Outcome:

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +27,9 @@ BROKEN = '''\
 def average(numbers):
     return sum(numbers / len(numbers)
 '''
-BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.comprehension, ast.match_case)
+BRANCHES = frozenset(
+    (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.comprehension, ast.match_case)
+)
 T = TypeVar("T")
 IN_COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -37,13 +39,13 @@ IN_COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 @dataclass
 class Function:
-    """One function of the library: where it is, how long, and through how many ways it can be run."""
+    """One function of the library. The ways through it are one, and one more for each place where it branches."""
 
     name: str
     path: str
     line: int
     n_lines: int
-    n_ways: int
+    n_ways: int = 1
 
 
 @dataclass
@@ -51,49 +53,38 @@ class Report:
     """What one file holds."""
 
     n_lines: int
-    n_functions: int
-    n_classes: int
-    imports: set[str]
-    longest: Function | None
-    most_complex: Function | None
+    n_functions: int = 0
+    n_classes: int = 0
+    imports: set[str] = field(default_factory=set)
+    longest: Function | None = None
+    most_complex: Function | None = None
 
 
 def analyse(path: str) -> Report:
     """Parse one file and measure what is in it."""
     source = Path(path).read_bytes()
-    tree = ast.parse(source, path)
+    report = Report(n_lines=source.count(b"\n"))
     functions: list[Function] = []
-    imports: set[str] = set()
-    n_classes = 0
-    for node in ast.walk(tree):
+    tree = ast.parse(source, path)
+    nodes: list[tuple[ast.AST, Function | None]] = [(tree, None)]
+    while nodes:
+        node, inside = nodes.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            n_lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            functions.append(Function(node.name, path, node.lineno, n_lines, count_ways(node)))
+            inside = Function(node.name, path, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1)
+            functions.append(inside)
         elif isinstance(node, ast.ClassDef):
-            n_classes += 1
+            report.n_classes += 1
         elif isinstance(node, ast.Import):
-            imports.update(alias.name.partition(".")[0] for alias in node.names)
+            report.imports.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imports.add(node.module.partition(".")[0])
-    return Report(
-        n_lines=source.count(b"\n"),
-        n_functions=len(functions),
-        n_classes=n_classes,
-        imports=imports,
-        longest=max(functions, key=lambda each: each.n_lines, default=None),
-        most_complex=max(functions, key=lambda each: each.n_ways, default=None),
-    )
-
-
-def count_ways(function: ast.AST) -> int:
-    """The cyclomatic complexity of a function: one way through it, and one more for each place where it branches."""
-    n = 1
-    for node in ast.walk(function):
-        if isinstance(node, BRANCHES):
-            n += 1
-        elif isinstance(node, ast.BoolOp):
-            n += len(node.values) - 1
-    return n
+            report.imports.add(node.module.partition(".")[0])
+        elif inside is not None and type(node) in BRANCHES:
+            inside.n_ways += 1
+        nodes += [(child, inside) for child in ast.iter_child_nodes(node)]
+    report.n_functions = len(functions)
+    report.longest = max(functions, key=lambda each: each.n_lines, default=None)
+    report.most_complex = max(functions, key=lambda each: each.n_ways, default=None)
+    return report
 
 
 def run_for_ever() -> None:

@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 
 
 def open_backend(name: str, settings: Any, **options: Any) -> Backend:
-    """Make a backend: 'mp' (worker processes), 'simulator', or 'worker' (the engine that runs this job).
+    """Make a backend: 'mp' (worker processes), 'pool' (the same for one pool), 'simulator', 'worker' (around this job).
 
     Raises:
         ValueError: No backend has this name.
     """
     configure(settings)
     # Each is loaded when used: none should cost those who use another.
-    if name == "mp":
+    if name in ("mp", "pool"):
         if not hasattr(os, "fork"):
             raise UnsupportedOperation(
                 f"worker processes are not supported on {sys.platform}",
                 hint="Call cloud.start_simulator() to run jobs in this process, or use a server.",
             )
+        if name == "pool":
+            from cloud.backends.pools import open_pool
+
+            return open_pool(settings, **options)
         from cloud.backends.processes import open_processes
 
         return _reporting(open_processes(settings, **options), settings, "Multiprocessing")
@@ -40,7 +44,7 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
         from cloud.backends.worker import WorkerBackend
 
         return WorkerBackend(**options)
-    raise ValueError(f"no backend is called {name!r}; there are 'mp', 'simulator' and 'worker'")
+    raise ValueError(f"no backend is called {name!r}; there are 'mp', 'pool', 'simulator' and 'worker'")
 
 
 def _reporting(backend: Backend, settings: Any, kind: str, *, forced: bool = False) -> Backend:

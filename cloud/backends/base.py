@@ -47,6 +47,14 @@ class Finals(ABC):
     def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
         """(first jid, n, status) of the next run of jobs that is final; None if there is none in time. Blocks."""
 
+    @abstractmethod
+    def watch(self, jids: Jids) -> None:
+        """These as well. A ``next`` that waits in another thread sees them."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Make the ``next`` that waits in another thread return None; if none does, the next one that would wait."""
+
 
 class Backend(ABC):
     """A place for jobs.

@@ -67,12 +67,21 @@ class _EngineFinals(Finals):
     def __init__(self, engine: Engine, jids: Jids) -> None:
         self._engine = engine
         self._seen: deque[tuple[int, int, int]] = deque()
-        engine.on_each_final(jids, lambda first, n, status: self._seen.append((first, n, status)))
+        self._released = False
+        self.watch(jids)
+
+    def watch(self, jids: Jids) -> None:
+        self._engine.on_each_final(jids, lambda first, n, status: self._seen.append((first, n, status)))
 
     def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
         if not self._seen:
-            self._engine.wait_until(lambda: bool(self._seen), timeout_s)
+            self._engine.wait_until(lambda: bool(self._seen) or self._released, timeout_s)
+            self._released = False
         return self._seen.popleft() if self._seen else None
+
+    def release(self) -> None:
+        self._released = True
+        self._engine.executor.interrupt()
 
 
 class LocalBackend(Backend):
@@ -100,10 +109,11 @@ class LocalBackend(Backend):
         depth: int = 0,
     ) -> int:
         where = self._contexts.current() if context is None else self._contexts.intern(context)
-        return self.engine.submit(function, where, arguments, options, depth)
+        return self.engine.submit(function, where, arguments, options, depth or self.engine.executor.depth_here())
 
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
-        return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.current(), options))
+        depth = self.engine.executor.depth_here()
+        return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.current(), options, depth))
 
     def open_map_as(self, function: Function, context: bytes, options: JobOptions, depth: int) -> MapWriter:
         """A map with the surroundings of another process: of the job that submits it."""

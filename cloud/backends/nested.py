@@ -64,12 +64,17 @@ def _inline(raw: bytes) -> bytes:
     )
 
 
+def _refuse(exc: CloudException, reply: Reply) -> None:
+    reply({"error": type(exc).__name__, "text": str(exc.parameter), "jid": exc.jid})
+
+
 class _Stream:
     """Jobs that became final and were not asked for, or the request that waits for the next."""
 
     def __init__(self) -> None:
         self.seen: deque[tuple[int, int, int]] = deque()
         self.waiter: Callable[[tuple[int, int, int] | None], None] | None = None
+        self.released = False
 
     def add(self, first: int, n: int, status: int) -> None:
         if self.waiter is not None:
@@ -97,7 +102,7 @@ class NestedRequests:
             depth = 1 if batch is None else batch.depth + 1
             handler(caller, depth, content, blobs, reply)
         except CloudException as exc:
-            reply({"error": type(exc).__name__, "text": str(exc.parameter), "jid": exc.jid})
+            _refuse(exc, reply)
 
     def _function(self, content: dict[str, Any], payload: bytes) -> Function:
         # The same function again, perhaps from another worker, is one function: its runtimes tell how to send it.
@@ -141,16 +146,21 @@ class NestedRequests:
         if content["background"]:
             caller = None
         over: list[bool] = []
-        timer: list[Any] = []
+        ends: list[Callable[[], None]] = []
 
         def answer() -> None:
             if over:
                 return
             over.append(True)
-            for each in timer:
-                each.cancel()
+            for end in ends:
+                end()
             self._resume(caller)
-            codes = engine.statuses(jids)
+            try:
+                codes = engine.statuses(jids)
+            except CloudException as exc:
+                # Deleted meanwhile, or purged. Nobody above could answer: this is called where a job's end is recorded.
+                _refuse(exc, reply)
+                return
             unfinished = None if content["stop_on_error"] and max(codes, default=0) > DONE else [
                 jid for jid, code in zip(jids, codes, strict=True) if code < DONE
             ]
@@ -162,8 +172,8 @@ class NestedRequests:
             answer()
             return
         if content["timeout_s"] is not None:
-            timer.append(engine.call_later(content["timeout_s"], answer))
-        engine.when_final(jids, answer, stop_on_error=content["stop_on_error"])
+            ends.append(engine.call_later(content["timeout_s"], answer).cancel)
+        ends.append(engine.when_final(jids, answer, stop_on_error=content["stop_on_error"]))
 
     def _suspend(self, caller: Any) -> None:
         if caller is not None:
@@ -196,8 +206,9 @@ class NestedRequests:
             self._resume(caller)
             reply({"found": found})
 
-        if stream.seen:
-            answer(stream.seen.popleft())
+        if stream.seen or stream.released:
+            stream.released = False
+            answer(stream.seen.popleft() if stream.seen else None)
             return
         stream.waiter = answer
         if content["timeout_s"] is not None:
@@ -206,6 +217,18 @@ class NestedRequests:
                     content["timeout_s"], lambda: answer(None) if stream.waiter is answer else None
                 )
             )
+
+    def _on_watch(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        self._backend.on_each_final(unpack_jids(content["jids"]), self._streams[content["stream"]].add)
+        reply({})
+
+    def _on_release(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
+        stream = self._streams[content["stream"]]
+        if stream.waiter is not None:
+            stream.waiter(None)
+        else:
+            stream.released = True
+        reply({})
 
     def _on_outcomes(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         segments = self._backend.outcomes(unpack_jids(content["jids"]))

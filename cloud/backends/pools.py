@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,6 +33,11 @@ class PoolBackend(LocalBackend):
         super().__init__("pool", engine, "multiprocessing")
         self._workers = workers
         self.namespace = namespace
+
+    @property
+    def surroundings(self) -> tuple[int, bytes]:
+        """(id, pickled) of this process's surroundings as they are now."""
+        return self._contexts.current()
 
     def dismiss(self, timeout_s: float = _DISMISS_S) -> None:
         """Once all jobs are final: let the workers end in good order, as processes of multiprocessing do, and wait.
@@ -65,7 +71,6 @@ def open_pool(
             payload = pickling.dumps((initializer, initargs), share=True)
         except Exception:  # noqa: BLE001 - whatever refuses to be pickled, inheritance hands it on
             fork = True
-    backend_of: list[PoolBackend] = []
     namespace = pickling.CopiedNamespace() if fork else None
     workers = PooledProcesses(
         n,
@@ -75,12 +80,12 @@ def open_pool(
         capture=capture,
         output_limit_bytes=settings.output_limit_bytes,
         grace_s=settings.kill_grace_s,
-        preload=PRELOAD,
+        preload=(*PRELOAD, *(("multiprocessing.process",) if "multiprocessing.process" in sys.modules else ())),
     )
     engine = Engine(MemoryStore(jids), workers, RealClock(), max_nesting=settings.max_nesting)
     backend = PoolBackend(engine, workers, namespace)
-    backend_of.append(backend)
     engine.serve_requests(NestedRequests(backend))
     if initializer is not None:
-        backend.start()
+        with engine.lock:
+            workers.start(backend.surroundings)
     return backend

@@ -10,7 +10,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.store.memory import JidSource, MemoryStore
 
-_PRELOAD = ("json", "logging", "cloudpickle", "cloud.backends.worker", "cloud.current")
+PRELOAD = ("json", "logging", "cloudpickle", "cloud.backends.worker", "cloud.current")
 """What jobs that submit jobs need."""
 
 
@@ -22,7 +22,7 @@ def open_processes(settings: Settings, *, jids: JidSource) -> LocalBackend:
         output_limit_bytes=settings.output_limit_bytes,
         grace_s=settings.kill_grace_s,
         max_transmit_bytes=settings.max_transmit_data,
-        preload=_PRELOAD,
+        preload=PRELOAD,
     )
     engine = Engine(
         MemoryStore(jids),

@@ -53,6 +53,12 @@ class _WorkerFinals(Finals):
         found = answer["found"]
         return None if found is None else (found[0], found[1], found[2])
 
+    def watch(self, jids: Jids) -> None:
+        self._backend.ask("watch", stream=self._number, jids=pack_jids(jids))
+
+    def release(self) -> None:
+        self._backend.ask("release", stream=self._number)
+
 
 class WorkerBackend(Backend):
     """The engine around this job.

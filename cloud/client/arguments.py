@@ -74,18 +74,19 @@ def pickle_call(
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
         else:
-            content = pickling.dumps((args, kwargs), namespace, share=namespace is None)
+            content = pickling.dumps((args, kwargs), namespace, share=namespace is None or namespace.shares)
     except Exception as exc:
-        raise _refusal(args, kwargs, exc) from exc
+        raise _refusal(args, kwargs, exc, plain=plain) from exc
     if limit and size_of(content) > limit:
         raise too_large(size_of(content), limit, args, kwargs)
     return content
 
 
-def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception) -> Exception:
+def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:
+    dumps = pickling.dumps_without_functions if plain else pickling.dumps
     for name, value in _named(args, kwargs):
         try:
-            pickling.dumps(value)
+            dumps(value)
         except Exception as exc:
             return cannot_pickle(name, value, exc)
     return cannot_pickle("the arguments", (args, kwargs), cause)
@@ -149,15 +150,27 @@ def chunks_of(
         took_s = time.perf_counter() - began
         if not block:
             return
-        flat: Iterable[Any] = chain.from_iterable(block) if tuples else block
-        if not limit and pickling.ATOMS.issuperset(map(type, flat)):
-            yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(block)
-        else:
-            yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
+        yield from pack_items(block, namespace, tuples=tuples, plain=plain, limit=limit)
         if took_s < _QUICK_S:
             n = min(4 * n, max_items)
         elif took_s > 5 * _QUICK_S:
             n = max(1, n // 4)
+
+
+def pack_items(
+    block: list[Any],
+    namespace: pickling.Namespace | None,
+    *,
+    tuples: bool,
+    plain: bool = False,
+    limit: int = 0,
+) -> Iterator[tuple[int, int, bytes]]:
+    """(kind, n, payload) of these items, which are one chunk if they can be."""
+    flat: Iterable[Any] = chain.from_iterable(block) if tuples else block
+    if not limit and pickling.ATOMS.issuperset(map(type, flat)):
+        yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(block)
+    else:
+        yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
 
 
 def _separate(

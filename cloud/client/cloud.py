@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from cloud.backends.base import Backend
+from cloud.backends.base import Backend, MapWriter
 from cloud.client.arguments import check_call, chunks_of, iterators_of, pickle_call, too_large
 from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
@@ -184,10 +184,12 @@ class Cloud:
                 f"Cannot pass keyword arguments into {self._name}.{verb}: {', '.join(sorted(kwargs))}; "
                 "bind them with a closure or functools.partial"
             )
-        writer = backend.open_map(self._pickled(func), options)
+        function = self._pickled(func)
+        report = None if backend.datalog is None else backend.datalog.mapping(backend, function, func)
+        writer = backend.open_map(function, options)
         try:
             chunks = chunks_of(
-                items,
+                items if report is None else report.counting(items, tuples=tuples),
                 backend.namespace,
                 tuples=tuples,
                 plain=options.fast_serialization == 2,
@@ -195,13 +197,30 @@ class Cloud:
             )
             for kind, n, payload in chunks:
                 writer.extend(kind, n, payload)
+                if report is not None:
+                    report.size_bytes += size_of(payload)
             jids = writer.seal()
         except BaseException:
             writer.abandon()
             raise
+        if report is not None and jids:
+            report.submitted(jids)
         if callbacks and jids:
             self._watch(backend, jids, callbacks)
         return jids
+
+    def submit(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
+    ) -> int:
+        """As ``call``, for faces that keep options apart: every keyword argument is the function's own."""
+        backend = self._backend or self._open()
+        function = self._pickled(func)
+        return backend.submit(function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options)
+
+    def open_map(self, func: Callable[..., Any], options: JobOptions) -> MapWriter:
+        """Begin a map, for faces that cut its items into chunks themselves."""
+        backend = self._backend or self._open()
+        return backend.open_map(self._pickled(func), options)
 
     def _pickled(self, func: Callable[..., Any]) -> Function:
         try:
@@ -237,7 +256,11 @@ class Cloud:
         function = Function(content, name, reusable=reusable)
         given = JobOptions.from_dict(options)
         given.label = label
-        return self._open().submit(function, arguments, given, context=pickling.dumps_plain(context))
+        backend = self._open()
+        jid = backend.submit(function, arguments, given, context=pickling.dumps_plain(context))
+        if backend.datalog is not None:
+            backend.datalog.called(backend, jid, function, size_of(arguments))
+        return jid
 
     def now(self) -> float:
         """Seconds since the epoch on the clock by which jobs run: virtual in the simulator."""
@@ -516,6 +539,8 @@ class Cloud:
         backend = self._backend
         if backend is not None:
             backend.close()
+            if backend.datalog is not None:
+                backend.datalog.close()
             self.drop(backend)
             self._on_close(backend)
         return backend is not None

@@ -125,7 +125,7 @@ def _running(live: dict[str, Any], facts: dict[str, Any], key: str, now: float) 
         "runtime": max(0.0, now - live["started"]) if "started" in live else None,
         "created": _moment(facts["created"]),
         "started": _moment(live.get("started", 0.0)),
-        "pid": live.get("pid"),
+        "pid": live.get("pid") or None,  # 0: started, and the engine has not been told by whom
         "worker": f"{os.uname().nodename}:{live['pid']}" if live.get("pid") else None,
         "hostname": os.uname().nodename,
         "shared_by": 1,

@@ -153,7 +153,7 @@ class Page:
     def __init__(self, fd: int, *, create: bool = False) -> None:
         if create:
             os.ftruncate(fd, PAGE_BYTES)
-        self._map = mmap(fd, PAGE_BYTES)
+        self._map = _mapped(fd)
         self.slots = memoryview(self._map).cast("Q")
         if create:
             self.slots[CURRENT] = NO_LIMIT
@@ -164,3 +164,16 @@ class Page:
         """Unmap. Idempotent."""
         self.slots.release()
         self._map.close()
+
+
+def _mapped(fd: int) -> mmap:
+    # mmap keeps a copy of the descriptor under the lowest free number; see ``descriptors.off_stdio``.
+    taken = []
+    try:
+        while (copy := os.dup(fd)) < 3:
+            taken.append(copy)
+        os.close(copy)
+        return mmap(fd, PAGE_BYTES)
+    finally:
+        for each in taken:
+            os.close(each)

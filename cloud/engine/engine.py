@@ -24,7 +24,7 @@ from itertools import count
 from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
-from cloud.engine.store.base import Batch, Chunk, Store, Watch
+from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches
 from cloud.engine.waiting import Timer, Waiting
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
@@ -357,18 +357,22 @@ class Engine(Source):
             self._forget_old(batch)
 
     def _tell(self, batch: Batch, start: int, n: int) -> None:
-        watches = batch.watches or []
+        watches = batch.watches
+        if watches is None:
+            return
+        found = watches.take(start, n)
         if batch.finished:
             batch.watches = None
-        for watch in watches:
+        for watch in found:
             low, high = max(start, watch.start), min(start + n, watch.stop)
-            if low < high:
-                watch.notify(batch, low, high - low)
+            watch.notify(batch, low, high - low)
 
-    def _watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> None:
+    def _watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> Watch:
         if batch.watches is None:
-            batch.watches = []
-        batch.watches.append(Watch(start, stop, notify))
+            batch.watches = Watches()
+        watch = Watch(start, stop, notify)
+        batch.watches.add(watch)
+        return watch
 
     def _retry(self, batch: Batch, index: int) -> bool:
         done = batch.attempt(index)
@@ -475,6 +479,7 @@ class Engine(Source):
             runs = self.store.runs(jids)
             left = [0]
             over = [False]
+            watching: list[tuple[Batch, Watch]] = []
 
             def finished(batch: Batch, start: int, n: int) -> None:
                 left[0] -= n
@@ -490,7 +495,7 @@ class Engine(Source):
                 unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
                 if unfinished:
                     left[0] += unfinished
-                    self._watch(batch, start, stop, finished)
+                    watching.append((batch, self._watch(batch, start, stop, finished)))
             if not left[0]:
                 over[0] = True
                 action()
@@ -499,6 +504,12 @@ class Engine(Source):
 
         def call_off() -> None:
             over[0] = True
+            # Who looks again and again with a timeout must not leave a watch behind each time.
+            with self._changing:
+                for batch, watch in watching:
+                    if batch.watches is not None:
+                        batch.watches.remove(watch)
+                watching.clear()
 
         return call_off
 

@@ -127,6 +127,10 @@ class Waiting:
             BackendClosed: The engine was closed meanwhile.
             KeyboardInterrupt: In the main thread; jobs are not affected.
         """
+        if self._executor.wait_inside(done, deadline):
+            if self.closed:
+                raise BackendClosed("cloud was closed while waiting for jobs")
+            return done()
         while not done():
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")

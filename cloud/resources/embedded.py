@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -10,6 +12,7 @@ from typing import Any
 from cloud.resources.accounts import AccountSession, AccountStore
 from cloud.resources.crons import CronEntry, CronRunner, CronService, CronStore
 from cloud.resources.files import FileStore
+from cloud.resources.schedule import Schedule
 
 
 class Jobs:
@@ -44,11 +47,14 @@ class Resources:
     Args:
         home: The folder; created when something is first written.
         jobs: How crons run.
+        simulated: Crons are a copy of the folder's, gone with ``close``: what a simulation fires has not been fired.
     """
 
-    def __init__(self, home: str, jobs: Jobs) -> None:
+    def __init__(self, home: str, jobs: Jobs, *, simulated: bool = False) -> None:
         self.home = home
+        self.simulated = simulated
         self._jobs = jobs
+        self._copy: str | None = None
 
     @cached_property
     def files(self) -> FileStore:
@@ -63,7 +69,23 @@ class Resources:
     @cached_property
     def cron_store(self) -> CronStore:
         """Cron entries."""
-        return CronStore(self.home, self._jobs.now)
+        if not self.simulated:
+            return CronStore(self.home, self._jobs.now)
+        self._copy = tempfile.mkdtemp(prefix="cloud-")
+        copy = CronStore(self._copy, self._jobs.now)
+        real = CronStore(self.home, self._jobs.now)
+        for entry in real.list():
+            copy.register(
+                entry.label,
+                Schedule(entry.schedule, entry.tz),
+                entry.payload,
+                options=dict(entry.options),
+                func_name=entry.func_name,
+                missed=entry.missed,
+                overlap=entry.overlap,
+            )
+        real.close()
+        return copy
 
     @cached_property
     def cron_runner(self) -> CronRunner:
@@ -84,3 +106,6 @@ class Resources:
             if resource is not None:
                 resource.close()
         opened.pop("crons", None)
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            shutil.rmtree(copy, ignore_errors=True)

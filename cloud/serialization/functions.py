@@ -80,7 +80,8 @@ class FunctionCache:
         entry = self._entries.get(id(key))
         if entry is not None and entry.key is key and _unchanged(entry, function):
             return entry.function
-        payload = pickling.dumps(function, self._namespace, share=self._namespace is None)
+        namespace = self._namespace
+        payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares)
         watched = _watch(function, self._variables(), [], 0)
         made = Function(payload, function_name(function), reusable=watched is not None)
         if watched is not None:

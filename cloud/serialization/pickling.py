@@ -402,11 +402,12 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False) 
     return _beside(content, buffers) or dumps(obj, namespace)
 
 
-def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any]) -> bytes:
+def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], namespace: Namespace | None) -> bytes:
     # What hashlib.blake2b is; importing hashlib loads OpenSSL too.
     from _blake2 import blake2b
 
-    names: dict[str, None] = dict(pickler.names)
+    known_there = _unknown if namespace is None else namespace.known_there
+    names = {name: None for name in pickler.names if not known_there(name)}
     table: list[tuple[str, bytes, bytes]] = []
     references: dict[str, list[str]] = {}
     pending = list(names)
@@ -421,7 +422,7 @@ def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any]) -
         references[name] = list(inner.names)
         table.append((name, blake2b(entry, digest_size=16).digest(), entry))
         for each in inner.names:
-            if each not in names:
+            if each not in names and not known_there(each):
                 names[each] = None
                 pending.append(each)
     # An instance of a class that was defined anew has the bytes it had before, and is another object all the same.
@@ -433,6 +434,10 @@ def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any]) -
     # Values may need classes and functions of the table while they are rebuilt.
     table.sort(key=lambda row: not isinstance(variables[row[0]], FunctionType | type))
     return _BUNDLE + pickle.dumps((content, table), PROTOCOL)
+
+
+def _unknown(name: str) -> bool:
+    return False
 
 
 def dumps_without_functions(obj: Any, namespace: Namespace | None = None) -> bytes:

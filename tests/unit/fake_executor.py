@@ -260,6 +260,12 @@ class FakeExecutor(Executor):
     def has_events(self) -> bool:
         return bool(self._events)
 
+    def really_running(self) -> Iterator[_Item]:
+        """What the processes run, those given up excepted."""
+        for worker in self.workers.values():
+            if worker.alive and worker.running is not None:
+                yield worker.running[0]
+
     def interrupt(self) -> None:
         pass
 

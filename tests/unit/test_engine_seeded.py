@@ -160,7 +160,8 @@ class Scenario:
         self.p_die = rng.choice((0.02, 0.1)) if rough else 0.0
         self.p_stall = rng.choice((0.0, 0.02, 0.05)) if rough else 0.0
         self.p_nested = rng.choice((0.0, 0.0, 0.1, 0.3))
-        self.max_jobs = 60
+        self.n_actions = rng.choice((6, 15, 30, 60))
+        self.max_jobs = 150
         self.max_nesting = rng.choice((1, 2, 5))
         nature = Nature(
             latency_s=rng.choice((0.00005, 0.0005, 0.01)),
@@ -239,7 +240,7 @@ class Scenario:
         if tasks and first is not None:
             last = max(task.batch.options.priority for task in tasks)
             check(last <= first, "priority {} was claimed before {}", last, first)
-        if idle and not tasks and first is not None:
+        if idle and not tasks and first is not None and not self.engine._cancelling:
             blocked = any(batch.options.priority == first and batch.options.cores > free_slots for batch in left)
             check(blocked, "a worker with nothing to do got none of {}", left)
 
@@ -310,7 +311,24 @@ class Scenario:
             answer, _ = yield Ask({**wait, "stop_on_error": on_error})
             if timeout_s is None and not on_error and "error" not in answer:
                 check(not answer["unfinished"], "a wait inside a job left {}", answer)
-        self.jids += [jid for jid in jids if jid]
+        if jids and rng.random() < 0.2:
+            answer, _ = yield Ask({"op": "finals", "jids": pack_jids(jids)})
+            if "error" not in answer:
+                yield from self.stream(answer["stream"], jids)
+        self.jids += [jid for jid in jids if jid not in self.gone]
+
+    def stream(self, number: int, jids: list[int]) -> Body:
+        told: list[int] = []
+        while len(told) < len(jids):
+            timeout_s = self.rng.choice((None, 0.1))
+            ask = {"op": "next_final", "stream": number, "timeout_s": timeout_s, "background": False}
+            answer, _ = yield Ask(ask)
+            check(answer["found"] or timeout_s is not None, "a stream inside a job told nothing")
+            if answer["found"]:
+                first, n, status = answer["found"]
+                check(status >= DONE, "a stream told of a job in state {}", status)
+                told += range(first, first + n)
+        check(sorted(told) == sorted(jids), "a stream told {} of {}", told, jids)
 
     # --- the program --------------------------------------------------------------------------------------------------
 
@@ -345,8 +363,9 @@ class Scenario:
         if self.maps and rng.random() < 0.4:
             jids = rng.choice(self.maps)
             if not self.gone.intersection(jids):
-                if len(jids) > 1 and rng.random() < 0.5:
-                    return jids[rng.randrange(len(jids)) :]
+                if rng.random() < 0.5:
+                    start = rng.randrange(len(jids))
+                    return jids[start : rng.randint(start + 1, len(jids))]
                 return jids
         return [rng.choice(known) for _ in range(rng.randint(1, 4))]
 
@@ -441,7 +460,7 @@ class Scenario:
 
     def kill_jids(self, jids: Any) -> None:
         if jids is None:
-            runs = [(b, 0, b.n) for b in self.ledger.batches if b.jid0 and not b.finished and b not in self.open]
+            runs = [(batch, 0, batch.n) for batch in self.store.batches()]
         else:
             runs = self.store.runs(jids)
         items = [(b, i) for b, start, stop in runs for i in range(start, stop) if b.states[i] < DONE]
@@ -469,6 +488,8 @@ class Scenario:
             code = batch.states[index]
             ended = code == KILLED or (code == STALLED and not runs_of) or (code == DONE and shared)
             check(ended, "{} was killed and is {}", (batch, index), code)
+        running = {(id(item.batch), item.index) for item in self.executor.really_running()}
+        check(not running.intersection((id(batch), index) for batch, index in items), "what was killed still runs")
 
     def delete(self) -> None:
         jids = list(self.some_jids())
@@ -504,7 +525,7 @@ class Scenario:
         self.engine.wait_until(lambda: False, self.rng.choice((0.001, 0.01, 0.1, 2.0)))
 
     def run(self) -> None:
-        for _ in range(self.rng.randint(5, 22)):
+        for _ in range(self.n_actions):
             if self.n_jobs() > self.max_jobs:
                 break
             self.act()
@@ -540,6 +561,8 @@ class Scenario:
         check(not waiting._followers and not waiting._lead_lock.locked(), "somebody waits")
         check(not self.executor.held() and not self.executor.busy, "a worker has work")
         check(self.executor.n_used == 0, "{} slots are in use", self.executor.n_used)
+        n_kept = sum(batch.finished for batch in self.store.batches())
+        check(not self.max_kept or n_kept <= self.max_kept, "{} finished batches are kept", n_kept)
 
     def check_job(self, batch: RecordedBatch, index: int) -> None:
         name = batch, index
@@ -576,7 +599,7 @@ class Scenario:
         name = batch, index
         options = batch.options
         runs = self.executor.runs.get((id(batch), index), [])
-        if not options.restartable and not (runs and runs[-1].ended == "raised"):
+        if not options.restartable and not (runs and runs[-1].ended == "raised" and runs[-1].n_reported):
             return  # its worker was lost, or given up
         check(batch.attempt(index) > options.retries, "{} had {} attempts", name, batch.attempt(index))
 

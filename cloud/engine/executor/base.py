@@ -7,6 +7,7 @@ All calls either way are made under the engine's lock, except ``poll``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from cloud.engine.store.base import Batch
 
@@ -154,6 +155,18 @@ class Executor(ABC):
     @abstractmethod
     def resume(self, caller: Any) -> None:
         """That job goes on."""
+
+    def wait_inside(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """A thread is about to wait. If it runs a job of this executor, let others run until ``done()`` or the deadline.
+
+        Returns:
+            False for any other thread: it waits as threads do.
+        """
+        return False
+
+    def depth_here(self) -> int:
+        """How deep in jobs a submission by this thread is; 0 unless it runs a job of this executor."""
+        return 0
 
     @abstractmethod
     def close(self) -> None:

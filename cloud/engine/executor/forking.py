@@ -19,7 +19,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from cloud.engine import channel as ch
+from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.template import Template
@@ -33,7 +33,7 @@ class ForkedTemplate(TemplateProcess):
     """
 
     def __init__(self, inherited: Inherited) -> None:
-        ours, theirs = (ch.off_stdio(each.detach()) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ours, theirs = (off_stdio(each.detach()) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         try:
             self._pid = _fork()
         except BaseException:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from cloud.engine.descriptors import off_stdio
+
 
 class MachineLoad:
     """The number of runnable tasks of the whole machine, against its cores.
@@ -16,7 +18,7 @@ class MachineLoad:
         self._n_cores = os.cpu_count() or 1
         self._quiet = False
         try:
-            self._fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = off_stdio(os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             self._fd = -1
 

@@ -28,7 +28,6 @@ class PooledProcesses(ProcessExecutor):
 
     Args:
         n_slots: How many.
-        context: (id, pickled) surroundings of the initializer.
         initializer: Pickled (initializer, arguments); None if there is none, or it is inherited.
         inherited: What workers have from the program, if they are to be forked from it: now, and only now.
         max_tasks: A worker is replaced after so many calls and chunks of maps; 0 means never.
@@ -39,14 +38,13 @@ class PooledProcesses(ProcessExecutor):
         self,
         n_slots: int,
         *,
-        context: tuple[int, bytes],
         initializer: bytes | None = None,
         inherited: Inherited | None = None,
         max_tasks: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(n_slots, **options)
-        self._context = context
+        self._context = (0, b"")
         self._initializer = initializer
         self._inherited = inherited
         self._max_tasks = max_tasks
@@ -63,8 +61,13 @@ class PooledProcesses(ProcessExecutor):
     def _start_template(self) -> TemplateProcess:
         return super()._start_template() if self._inherited is None else ForkedTemplate(self._inherited)
 
-    def start(self) -> None:
-        """Start all workers now, and let them run the initializer. Under the engine's lock; does not wait."""
+    def start(self, context: tuple[int, bytes]) -> None:
+        """Start all workers now, and let them run the initializer. Under the engine's lock; does not wait.
+
+        Args:
+            context: (id, pickled) surroundings of the initializer, now and in workers that replace others.
+        """
+        self._context = context
         while len(self._workers) < self._n_slots:
             worker = self._new_worker()
             if worker is None:
@@ -74,7 +77,7 @@ class PooledProcesses(ProcessExecutor):
     def _spawn(self) -> WorkerHandle:
         worker = super()._spawn()
         self._identify(worker)
-        if self._inherited is not None or self._initializer is not None:
+        if self._context[0]:
             worker.initialize(self._context, self._initializer or b"")
             if worker.pending:
                 self._want_write(worker)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _STALL_S: Final = 0.005
+_MAX_POLL_S: Final = 86_400.0
+"""poll() counts milliseconds in a C int; who waits longer polls again."""
+
 _WATCH_OUTPUT_S: Final = 0.1
 _SPIN_S: Final = 0.0001
 _LOOK_AT_LOAD_S: Final = 0.02
@@ -138,11 +141,19 @@ class ProcessExecutor(Executor):
                 self._idle.append(worker)
                 return
             worker.cores = tasks[0].batch.options.cores
-            self._used += worker.cores
+            self._occupy(worker)
             self._give(worker, tasks)
             limit_s = tasks[0].batch.options.max_runtime_s
             if limit_s is not None:
                 self._limit_runtime(worker, tasks[0], limit_s)
+
+    def _occupy(self, worker: WorkerHandle) -> None:
+        self._used += worker.cores - worker.held_slots
+        worker.held_slots = worker.cores
+
+    def _vacate(self, worker: WorkerHandle) -> None:
+        self._used -= worker.held_slots
+        worker.held_slots = 0
 
     def _refill(self) -> None:
         """Send busy workers more, so that they do not wait for us between small jobs."""
@@ -256,7 +267,7 @@ class ProcessExecutor(Executor):
                 if any(worker.n_items_over_one for worker in self._workers.values()):
                     limit_s = _STALL_S
         if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
-            limit_s = timeout_s
+            limit_s = min(timeout_s, _MAX_POLL_S)
         self._polling = True
         try:
             events = poll(None if limit_s is None else max(1, int(limit_s * 1000)))
@@ -315,8 +326,7 @@ class ProcessExecutor(Executor):
         worker.load_s = 0.0
         if worker.kill_at is not None or worker.dead:
             return
-        if not worker.n_waiting:
-            self._used -= worker.cores
+        self._vacate(worker)
         n_live = sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting)
         if retire or n_live > self._n_slots or worker.n_waiting:
             self._retire(worker)
@@ -340,7 +350,7 @@ class ProcessExecutor(Executor):
             if worker is None:
                 continue
             if what == b"B":
-                worker.pid, worker.began = argument, time.monotonic()
+                worker.pid = argument
             else:
                 self._bury(worker, argument)
         if not alive:
@@ -365,8 +375,7 @@ class ProcessExecutor(Executor):
             self._poll.unregister(worker.fd)
         if worker in self._idle:
             self._idle.remove(worker)
-        elif not worker.retired and not worker.n_waiting and (worker.tasks or worker.kill_at is not None):
-            self._used -= worker.cores
+        self._vacate(worker)
         current = worker.slots[ch.CURRENT]
         never_ran = current == ch.NO_LIMIT
         reason, exitcode, own_fault = describe_death(status, worker.pid)
@@ -476,14 +485,12 @@ class ProcessExecutor(Executor):
     def _stopped(self, worker: WorkerHandle) -> None:
         if worker.taking_back is None:
             return
-        had_tasks = bool(worker.tasks)
         # What it had not reported by now it has not begun.
         self._return_from(worker, 0)
         worker.taking_back = None
         if worker.kill_at is not None or worker.dead or worker.retired:
             return
-        if had_tasks and not worker.n_waiting:
-            self._used -= worker.cores
+        self._vacate(worker)
         if worker not in self._idle:
             self._idle.append(worker)
 
@@ -521,17 +528,20 @@ class ProcessExecutor(Executor):
         batch, index = task.batch, task.start
         attempt = batch.attempt(index)
 
-        def out_of_time() -> None:
-            if batch.attempt(index) != attempt or all(b is not batch or i != index for _, b, i in worker.items()):
-                return
+        def still_there() -> bool:
+            return batch.attempt(index) == attempt and any(b is batch and i == index for _, b, i in worker.items())
+
+        def begin() -> None:
             # The start of the worker is not the job's time.
-            left_s = worker.began + limit_s - time.monotonic()
-            if left_s > 0 or worker.slots[ch.CURRENT] == ch.NO_LIMIT:
-                self._source.call_later(max(left_s, _STALL_S), out_of_time)
-            else:
+            begun = worker.slots[ch.CURRENT] != ch.NO_LIMIT
+            if begun or still_there():
+                self._source.call_later(limit_s if begun else _STALL_S, out_of_time if begun else begin)
+
+        def out_of_time() -> None:
+            if still_there():
                 self._source.out_of_time(batch, index)
 
-        self._source.call_later(limit_s, out_of_time)
+        begin()
 
     def _request(self, worker: WorkerHandle, body: bytes) -> None:
         number, content, blobs = ch.unpack_message(body)
@@ -547,7 +557,7 @@ class ProcessExecutor(Executor):
         worker: WorkerHandle = caller
         worker.n_waiting += 1
         if worker.n_waiting == 1 and worker.tasks:
-            self._used -= worker.cores
+            self._vacate(worker)
             self._take_back([worker])
             self.wake()
 
@@ -557,7 +567,7 @@ class ProcessExecutor(Executor):
             return
         worker.n_waiting -= 1
         if worker.n_waiting == 0 and worker.tasks:
-            self._used += worker.cores
+            self._occupy(worker)
 
     def close(self) -> None:
         with self._lock:

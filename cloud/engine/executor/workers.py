@@ -54,6 +54,7 @@ class WorkerHandle:
         tasks: What it was given and has not reported, in order.
         load_s: Estimated runtime of ``tasks``.
         cores: Slots it holds while busy.
+        held_slots: Slots it holds now.
         n_waiting: Threads of its job that wait for other jobs; while positive it holds no slots.
         taking_back: Position up to which work was taken back and the worker has not confirmed, or None.
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
@@ -67,6 +68,7 @@ class WorkerHandle:
         self.load_s = 0.0
         self.position = 0
         self.cores = 1
+        self.held_slots = 0
         self.n_waiting = 0
         self.taking_back: int | None = None
         self.kill_at: int | None = None

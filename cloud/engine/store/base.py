@@ -104,7 +104,7 @@ class Batch:
         self.arguments = arguments
         self.n_final = 0
         self.n_waiting_on = 0
-        self.watches: list[Watch] | None = None
+        self.watches: Watches | None = None
         # A hundred thousand calls may be outstanding: a call has no containers that it does not need.
         self.segments: Sequence[tuple[int, int, bytes]] = ()
         self.attempts: dict[int, int] | None = None
@@ -228,11 +228,10 @@ def _segment_start(segment: tuple[int, int, bytes]) -> int:
 
 
 class Watch:
-    """Told once when ``remaining`` jobs have finished, or of each.
+    """Told of each job of a run that becomes final.
 
     Attributes:
         start, stop: Indexes in the batch.
-        remaining: Jobs of that run still unfinished.
         notify: Called with the batch, start and n of each finished run; must be quick and must not call the engine.
     """
 
@@ -242,6 +241,48 @@ class Watch:
         self.start = start
         self.stop = stop
         self.notify = notify
+
+
+class Watches:
+    """Who is to be told of a batch's jobs. Those of single items are found by index: each of N may have its own."""
+
+    __slots__ = ("_of_one", "_of_runs")
+
+    def __init__(self) -> None:
+        self._of_one: dict[int, list[Watch]] = {}
+        self._of_runs: list[Watch] = []
+
+    def add(self, watch: Watch) -> None:
+        if watch.stop - watch.start == 1:
+            self._of_one.setdefault(watch.start, []).append(watch)
+        else:
+            self._of_runs.append(watch)
+
+    def remove(self, watch: Watch) -> None:
+        """Tell it no more. No effect if it is not here."""
+        # New lists: whoever is being told now goes on over the old ones.
+        if watch.stop - watch.start > 1:
+            self._of_runs = [each for each in self._of_runs if each is not watch]
+        elif watch.start in self._of_one:
+            left = [each for each in self._of_one.pop(watch.start) if each is not watch]
+            if left:
+                self._of_one[watch.start] = left
+
+    def take(self, start: int, n: int) -> list[Watch]:
+        """Those to tell of items that became final; those of single items are told once, and go."""
+        found: list[Watch] = []
+        of_one = self._of_one
+        if of_one:
+            indexes = range(start, start + n)
+            # Whichever is shorter: a packed run may be long, and so may the list of those who wait for one item.
+            for index in indexes if n <= len(of_one) else sorted(of_one.keys() & indexes):
+                found += of_one.pop(index, ())
+        if self._of_runs:
+            found += [watch for watch in self._of_runs if watch.start < start + n and start < watch.stop]
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self._of_one or self._of_runs)
 
 
 class Store(ABC):
@@ -284,4 +325,4 @@ class Store(ABC):
         """True for a job that was deleted out of a batch still kept."""
 
 
-__all__ = ["Batch", "Chunk", "Store", "Watch"]
+__all__ = ["Batch", "Chunk", "Store", "Watch", "Watches"]

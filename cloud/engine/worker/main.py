@@ -66,7 +66,7 @@ class Worker:
         self._dirty = [False]
         self._inherited = inherited
         self._initialization = Initialization()
-        self.namespace = _fresh_main() if inherited is None else pickling.Namespace(pickling.program_main())
+        self.namespace = _fresh_main() if inherited is None else pickling.CopiedNamespace.of_copy()
         self._surroundings = Surroundings(self._dirty, settings["thread_defaults"])
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._contexts: dict[int, tuple[Any, ...]] = {}

@@ -16,7 +16,6 @@ from cloud.jobs import (
     ERROR_TEXT,
     KILLED,
     PROFILE,
-    REPORT,
     STDERR,
     STDOUT,
     VALUE,
@@ -53,7 +52,7 @@ class Call:
         namespace: The program's ``__main__`` here.
     """
 
-    __slots__ = ("fast_pickle", "load", "namespace", "profile", "report")
+    __slots__ = ("fast_pickle", "load", "namespace", "profile")
 
     def __init__(
         self,
@@ -67,7 +66,6 @@ class Call:
         self.namespace = namespace
         self.profile = profile
         self.fast_pickle = fast_pickle
-        self.report: bytes | None = None
 
 
 def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], max_result_bytes: int = 0) -> bytes:
@@ -143,15 +141,13 @@ def pack_ended(
         error.__traceback__ = None
     out, err = output()
     if status == DONE:
-        if not (out or err or sections or call.report):
+        if not (out or err or sections):
             return _with_segment(pack_value(VALUE, content, *usage), content)
         sections.append((VALUE, content))
     if out:
         sections.append((STDOUT, out))
     if err:
         sections.append((STDERR, err))
-    if call.report:
-        sections.append((REPORT, call.report))
     pid, started, runtime_s, user_s, system_s, rss_kb = usage
     packed = pack_outcome(
         status,

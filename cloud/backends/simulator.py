@@ -1,0 +1,43 @@
+"""The local backend over a simulation: virtual worker slots on a virtual clock, in this process."""
+
+from __future__ import annotations
+
+from random import Random
+
+from cloud.backends.local import LocalBackend
+from cloud.configuration import Settings, usable_cores
+from cloud.engine.clock import VirtualClock
+from cloud.engine.engine import Engine
+from cloud.engine.executor.simulated import SimulatedExecutor
+from cloud.engine.store.memory import JidSource, MemoryStore
+
+
+def open_simulator(
+    settings: Settings,
+    *,
+    jids: JidSource,
+    seed: int | None = None,
+    fail: float = 0.0,
+    lose_worker: float = 0.0,
+    num_procs: int | None = None,
+) -> LocalBackend:
+    """A simulation as the settings say; see ``cloud.start_simulator``."""
+    clock = VirtualClock()
+    executor = SimulatedExecutor(
+        num_procs or settings.num_procs or usable_cores(),
+        clock,
+        output_limit_bytes=settings.output_limit_bytes,
+        max_transmit_bytes=settings.max_transmit_data,
+        capture=settings.redirect_job_output or settings.force_redirect_job_output,
+        random=Random(seed),  # noqa: S311 - reproducible failures, not secrets
+        fail=fail,
+        lose_worker=lose_worker,
+    )
+    engine = Engine(
+        MemoryStore(jids),
+        executor,
+        clock,
+        max_nesting=settings.max_nesting,
+        max_kept=settings.mp_cache_size_limit,
+    )
+    return LocalBackend("simulator", engine, "simulation")

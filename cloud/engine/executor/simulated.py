@@ -1,0 +1,381 @@
+"""Runs attempts in this process, one at a time, on a virtual clock: a discrete-event simulation of worker slots.
+
+Each job has a thread of its own, but only one of them runs: it has the turn until it sleeps, waits for other jobs or
+ends. Then whoever polls picks the next, or lets the clock jump to the next event.
+
+::
+
+    poll ──turn──► job thread ──► time.sleep / cloud.result / its end ──turn──► poll
+      └── nothing can run: jump to the next wake-up, deadline or timer (only when somebody waits), else wait in real time
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from cloud.engine import channel as ch
+from cloud.engine.clock import VirtualClock
+from cloud.engine.executor import printing, virtual_time
+from cloud.engine.executor.base import Executor
+from cloud.engine.store.base import Batch
+from cloud.engine.worker.run import Call, run_call
+from cloud.engine.worker.surroundings import Swapped
+from cloud.errors import KilledException
+from cloud.serialization import pickling
+from cloud.serialization.shared import payload_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+_REAL_PAUSE_S: Final = 0.05
+_MAX_FUNCTIONS: Final = 256
+_ENDS: Final = 100
+
+
+class Job:
+    """An attempt that has begun.
+
+    Attributes:
+        batch, index, attempt: Which.
+        wake_at: Moment at which it goes on; None while it waits for something else.
+        ready: Says whether what it waits for is there; None unless it waits for jobs.
+        killed: It is to raise KilledException when it has the turn.
+        turn: Released when it has the turn.
+    """
+
+    def __init__(self, batch: Batch, index: int, started: float, limit_bytes: int) -> None:
+        self.batch = batch
+        self.index = index
+        self.attempt = batch.attempt(index)
+        self.started = started
+        self.wake_at: float | None = None
+        self.ready: Callable[[], bool] | None = None
+        self.killed = False
+        self.ended = False
+        self.holds_slots = True
+        self.turn = threading.Semaphore(0)
+        self.output = (printing.Tail(limit_bytes), printing.Tail(limit_bytes))
+        self.surroundings: Swapped | None = None
+
+    def can_run(self, now: float) -> bool:
+        """Whether it would do something with the turn."""
+        if self.killed or (self.wake_at is not None and self.wake_at <= now):
+            return True
+        if self.ready is not None:
+            return self.ready()
+        return self.wake_at is None
+
+
+class SimulatedExecutor(Executor):
+    """Virtual worker slots.
+
+    Args:
+        n_slots: Jobs that are under way at the same virtual time.
+        clock: The virtual clock.
+        output_limit_bytes: How much of the end of each output stream is kept.
+        max_transmit_bytes: Larger results are errors; 0 means no limit.
+        capture: False leaves what jobs print where the program prints.
+        random: Decides which attempts fail.
+        fail: Probability that an attempt raises an injected error instead of running.
+        lose_worker: Probability that an attempt's worker is lost when it ends.
+    """
+
+    simulated = True
+
+    def __init__(
+        self,
+        n_slots: int,
+        clock: VirtualClock,
+        *,
+        output_limit_bytes: int = 64_000,
+        max_transmit_bytes: int = 0,
+        capture: bool = True,
+        random: Random | None = None,
+        fail: float = 0.0,
+        lose_worker: float = 0.0,
+    ) -> None:
+        self._n_slots = n_slots
+        self._clock = clock
+        self._limit_bytes = output_limit_bytes
+        self._max_transmit_bytes = max_transmit_bytes
+        self._random = random or Random()
+        self._fail = fail
+        self._lose = lose_worker
+        self._jobs: deque[Job] = deque()
+        self._used = 0
+        self._source: Any = None
+        self._turn = threading.Semaphore(0)
+        self._here = _Here()
+        self._event = threading.Event()
+        self._closed = False
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._n_started = 0
+        self.namespace = pickling.Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
+        self.events: list[tuple[float, int, int, str]] = []
+        virtual_time.install()
+        self._capture = printing.Capture() if capture else None
+
+    def bind(self, source: Any) -> None:
+        self._source = source
+        self._lock = source.lock
+
+    @property
+    def n_slots(self) -> int:
+        return self._n_slots
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    # --- the scheduler ------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def interrupt(self) -> None:
+        self._event.set()
+
+    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+        until = None if timeout_s is None else self._clock.monotonic() + timeout_s
+        self._event.clear()
+        with self._lock:
+            self._begin_jobs()
+            job = self._next()
+            moments = [each.wake_at for each in self._jobs if each.wake_at is not None]
+        if job is not None:
+            self._give_turn(job)
+            return
+        moment = min([*moments, *(() if until is None else (until,))], default=None)
+        if may_jump and moment is not None:
+            self._clock.jump_to(moment)
+            return
+        wait_s = _REAL_PAUSE_S if moment is None else min(moment - self._clock.monotonic(), _REAL_PAUSE_S)
+        if wait_s > 0:
+            self._event.wait(wait_s)
+
+    def _begin_jobs(self) -> None:
+        while self._used < self._n_slots and not self._closed:
+            tasks = self._source.claim(self._n_slots - self._used, 0.0, idle=True)
+            if not tasks:
+                return
+            first = tasks[0]
+            for task in reversed(tasks[1:]):
+                self._source.give_back(task.batch, task.start, task.stop)
+            if first.stop - first.start > 1:
+                self._source.give_back(first.batch, first.start + 1, first.stop)
+            self._begin(first.batch, first.start)
+
+    def _begin(self, batch: Batch, index: int) -> None:
+        job = Job(batch, index, self._clock.now(), self._limit_bytes)
+        self._jobs.append(job)
+        self._used += batch.options.cores
+        self._n_started += 1
+        self._note(job, "begins")
+        if batch.options.max_runtime_s is not None:
+            self._source.call_later(batch.options.max_runtime_s, lambda: self._out_of_time(job))
+        threading.Thread(target=self._body, args=(job,), name=f"cloud-sim-{self._n_started}", daemon=True).start()
+
+    def _next(self) -> Job | None:
+        now = self._clock.monotonic()
+        for _ in range(len(self._jobs)):
+            job = self._jobs[0]
+            # Round robin: what went on last comes last.
+            self._jobs.rotate(-1)
+            if job.can_run(now):
+                return job
+        return None
+
+    def _give_turn(self, job: Job) -> None:
+        job.wake_at = job.ready = None
+        if self._capture is not None:
+            self._capture.renew()
+        if job.surroundings is not None:
+            job.surroundings.enter()
+        job.turn.release()
+        self._turn.acquire()
+        if job.surroundings is not None:
+            job.surroundings.leave()
+
+    # --- in the job's thread ------------------------------------------------------------------------------------------
+
+    def _body(self, job: Job) -> None:
+        job.turn.acquire()
+        self._here.job = job
+        virtual_time.enter_job(self._clock, lambda seconds: self._sleep(job, seconds))
+        if self._capture is not None:
+            printing.enter_job(job.output)
+        fails = self._random.random() < self._fail
+        loses = self._random.random() < self._lose
+        options = job.batch.options
+        call = Call(
+            lambda: self._load(job, fails=fails),
+            self.namespace,
+            profile=options.profile,
+            fast_pickle=options.fast_serialization == 2,
+        )
+        try:
+            outcome = run_call(call, os.getpid(), lambda: self._output(job), self._max_transmit_bytes)
+            with self._lock:
+                self._end(job, outcome, lost=loses)
+        finally:
+            self._turn.release()
+
+    def _load(self, job: Job, *, fails: bool) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        if job.killed:
+            raise KilledException("Job terminated by user")
+        batch, options = job.batch, job.batch.options
+        context = pickling.loads(batch.context[1])
+        job.surroundings = Swapped(context, options.env_vars or {})
+        job.surroundings.enter()
+        if fails:
+            raise RuntimeError("injected by the simulator (fail=)")
+        function = self._functions.get(batch.function.token)
+        if function is None:
+            function = pickling.loads(batch.function.payload, self.namespace)
+            if batch.is_map or batch.function.reusable:
+                if len(self._functions) >= _MAX_FUNCTIONS:
+                    self._functions.clear()
+                self._functions[batch.function.token] = function
+        if batch.arguments is not None:
+            args, kwargs = pickling.loads(batch.arguments, self.namespace)
+            return function, args, kwargs
+        return function, self._item(batch, job.index), {}
+
+    def _item(self, batch: Batch, index: int) -> tuple[Any, ...]:
+        chunk = batch.chunk_at(index)
+        at = index - chunk.start
+        if chunk.kind != ch.SEPARATE_CHUNK:
+            item = pickling.loads_list(chunk.payload)[at]
+            return tuple(item) if chunk.kind == ch.TUPLES_CHUNK else (item,)
+        lengths = memoryview(chunk.payload[: 4 * chunk.n]).cast("I")
+        start = 4 * chunk.n + sum(lengths[:at])
+        content = payload_from(chunk.payload, start) if chunk.n == 1 else chunk.payload[start : start + lengths[at]]
+        args: tuple[Any, ...] = pickling.loads(content, self.namespace)
+        return args
+
+    def _output(self, job: Job) -> tuple[bytes, bytes]:
+        return job.output[0].value(), job.output[1].value()
+
+    def _end(self, job: Job, outcome: bytes, *, lost: bool) -> None:
+        job.ended = True
+        self._jobs.remove(job)
+        if job.holds_slots:
+            self._used -= job.batch.options.cores
+        if lost and not job.killed:
+            self._note(job, "loses its worker")
+            reason = "The job's worker was lost: injected by the simulator (lose_worker=)."
+            self._source.lose(job.batch, job.index, reason, None, own_fault=False, output=self._output(job))
+        else:
+            self._note(job, "ends")
+            self._source.finish(job.batch, job.index, 1, outcome)
+
+    def _sleep(self, job: Job, seconds: float) -> None:
+        job.wake_at = self._clock.monotonic() + seconds
+        self._hand_over(job)
+
+    def _hand_over(self, job: Job) -> None:
+        if job.killed:
+            raise KilledException("Job terminated by user")
+        self._turn.release()
+        job.turn.acquire()
+        if job.killed:
+            raise KilledException("Job terminated by user")
+
+    def wait_inside(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        job = self._here.job
+        if job is None or job.ended:
+            return False
+        with self._lock:
+            job.holds_slots = False
+            self._used -= job.batch.options.cores
+        try:
+            while not done() and (deadline is None or self._clock.monotonic() < deadline) and not self._closed:
+                job.wake_at, job.ready = deadline, done
+                self._hand_over(job)
+        finally:
+            with self._lock:
+                job.holds_slots = True
+                self._used += job.batch.options.cores
+        return True
+
+    def depth_here(self) -> int:
+        job = self._here.job
+        return 0 if job is None or job.ended else job.batch.depth + 1
+
+    # --- asking and ending --------------------------------------------------------------------------------------------
+
+    def running(self) -> list[tuple[Batch, int]]:
+        return [(job.batch, job.index) for job in self._jobs]
+
+    def held(self) -> list[tuple[Batch, int]]:
+        return self.running()
+
+    def kill(self, batch: Batch, index: int) -> bool:
+        for job in self._jobs:
+            if job.batch is batch and job.index == index:
+                self._note(job, "is killed")
+                job.killed = True
+                self._event.set()
+                return True
+        return False
+
+    def _out_of_time(self, job: Job) -> None:
+        if not job.ended:
+            self._source.out_of_time(job.batch, job.index)
+
+    def take_back(self) -> None:
+        """Nothing is claimed before it begins."""
+
+    def live(self, batch: Batch, index: int) -> dict[str, Any]:
+        for job in self._jobs:
+            if job.batch is batch and job.index == index:
+                out, err = self._output(job)
+                return {"pid": os.getpid(), "started": job.started, "stdout": out, "stderr": err}
+        return {}
+
+    def suspend(self, caller: Any) -> None:
+        """Jobs of this process wait through ``wait_inside``."""
+
+    def resume(self, caller: Any) -> None:
+        """Jobs of this process wait through ``wait_inside``."""
+
+    def _note(self, job: Job, what: str) -> None:
+        self.events.append((self._clock.now(), job.batch.jid0 + job.index, job.attempt, what))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._event.set()
+        # Each job gets the turn, raises, runs its finally blocks and ends. One that goes on all the same is left behind.
+        for _ in range(_ENDS * len(self._jobs)):
+            with self._lock:
+                if not self._jobs:
+                    break
+                self._jobs.rotate(-1)
+                job = self._jobs[0]
+                job.killed = True
+            if job is self._here.job:
+                continue
+            self._give_turn(job)
+        self._restore()
+
+    def abandon(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._restore()
+
+    def _restore(self) -> None:
+        virtual_time.uninstall()
+        if self._capture is not None:
+            self._capture.close()
+
+
+class _Here(threading.local):
+    job: Job | None = None

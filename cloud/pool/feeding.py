@@ -1,0 +1,197 @@
+"""Submits the items of an iterable piece by piece: what ``imap`` reads from.
+
+::
+
+    iterable ──► Feed: this thread for the first moments of a list, else a thread of its own
+                    └──► sink.add(jids) · sink.add_error(…) · … ──► sink.end()
+
+As in multiprocessing the iterable is read by another thread and ahead of its results, whether or not anybody asks for
+them. Not without limit, though: no more is read while thousands of items are not finished.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from cloud.backends.base import Backend
+from cloud.client.arguments import pack_items
+from cloud.client.cloud import Cloud
+from cloud.jobs import JobOptions
+from cloud.pool.errors import unsent_error
+
+if TYPE_CHECKING:
+    from cloud.backends.base import MapWriter
+
+__all__ = ["Feed", "Sink", "extend"]
+
+_MAX_ITEMS: Final = 4096
+_MAX_UNFINISHED: Final = 16_384
+_QUICK_S: Final = 0.002
+_INLINE_S: Final = 0.02
+_INSTANT: Final = frozenset((list, tuple, range, set, frozenset, dict, str, bytes))
+"""Iterables that never keep the reader waiting."""
+
+
+class Sink(Protocol):
+    """Who is told of what was submitted. All but ``end`` may be called from another thread at any time."""
+
+    def add(self, backend: Backend, jids: range) -> None:
+        """The next items are these jobs."""
+
+    def add_error(self, error: BaseException) -> None:
+        """The next item could not be submitted."""
+
+    def end(self) -> None:
+        """There are no more."""
+
+
+def extend(
+    writer: MapWriter, block: list[Any], backend: Backend, chunksize: int, *, tuples: bool, exact: bool
+) -> None:
+    """Add items to a map.
+
+    Args:
+        chunksize: Items to a chunk, if it is to be ``exact``: where workers are replaced after so many chunks. Else
+            items travel as suits them best.
+    """
+    step = chunksize if exact else len(block)
+    for start in range(0, len(block), step or 1):
+        for kind, n, payload in pack_items(block[start : start + step], backend.namespace, tuples=tuples):
+            writer.extend(kind, n, payload)
+
+
+class Feed:
+    """Submits ``func(item)`` for each item of an iterable.
+
+    Args:
+        cloud: Where to.
+        func: What each job calls.
+        iterable: Its items.
+        options: Of all jobs.
+        sink: Told of the jobs, in order.
+        chunksize: As multiprocessing's: when the iterable raises, the items of the chunk begun are lost.
+        exact: As for ``extend``.
+    """
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        func: Callable[..., Any],
+        iterable: Any,
+        options: JobOptions,
+        sink: Sink,
+        chunksize: int,
+        *,
+        exact: bool,
+    ) -> None:
+        self._cloud = cloud
+        self._func = func
+        self._items: Iterator[Any] = iter(iterable)
+        self._options = options
+        self._sink = sink
+        self._chunksize = chunksize
+        self._exact = exact
+        self._n_unfinished = 0
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        n = self._items_of_block(64)
+        if type(iterable) in _INSTANT:
+            until = time.monotonic() + _INLINE_S
+            more = True
+            while more and time.monotonic() < until:
+                more, n = self._feed(n), self._items_of_block(4 * n)
+            if not more:
+                sink.end()
+                return
+        else:
+            n = chunksize
+        self._n = n
+        self._thread = threading.Thread(target=self._run, name="cloud-pool-feed", daemon=True)
+        self._thread.start()
+
+    def _items_of_block(self, n: int) -> int:
+        return max(1, min(n, _MAX_ITEMS) // self._chunksize) * self._chunksize
+
+    def _run(self) -> None:
+        try:
+            n, more = self._n, True
+            while more:
+                if self._n_unfinished >= _MAX_UNFINISHED:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._stopped or self._n_unfinished < _MAX_UNFINISHED)
+                if self._stopped:
+                    return
+                began = time.perf_counter()
+                more = self._feed(n)
+                took_s = time.perf_counter() - began
+                # A slow iterable gives small blocks, so that its first items need not wait for its last.
+                if took_s < _QUICK_S:
+                    n = self._items_of_block(4 * n)
+                elif took_s > 5 * _QUICK_S:
+                    n = self._items_of_block(n // 4)
+        finally:
+            self._sink.end()
+
+    def _feed(self, n: int) -> bool:
+        """Submit up to ``n`` items; False when there are no more."""
+        block: list[Any] = []
+        error: BaseException | None = None
+        try:
+            for item in islice(self._items, n):
+                block.append(item)
+        except BaseException as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
+            error = exc
+            del block[len(block) - len(block) % self._chunksize :]
+        if block:
+            self._submit(block)
+        if error is not None:
+            self._sink.add_error(error)
+        return error is None and len(block) == n
+
+    def _submit(self, block: list[Any]) -> None:
+        try:
+            writer = self._cloud.open_map(self._func, self._options)
+            backend = self._cloud.backend
+            try:
+                extend(writer, block, backend, self._chunksize, tuples=False, exact=self._exact)
+                jids = writer.seal()
+            except BaseException:
+                writer.abandon()
+                raise
+        except Exception as exc:
+            # One that cannot be pickled costs its own place only.
+            if len(block) == 1:
+                self._sink.add_error(unsent_error(exc))
+            else:
+                self._submit(block[: len(block) // 2])
+                self._submit(block[len(block) // 2 :])
+            return
+        if self._thread is not None:
+            self._count(backend, jids)
+        self._sink.add(backend, jids)
+
+    def _count(self, backend: Backend, jids: range) -> None:
+        def finished() -> None:
+            with self._changed:
+                self._n_unfinished -= len(jids)
+                self._changed.notify()
+
+        with self._changed:
+            self._n_unfinished += len(jids)
+        backend.when_final(jids, finished)
+
+    def stop(self) -> None:
+        """Read no more. An iterable that blocks is left behind with its thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Block until the iterable is exhausted and all is submitted."""
+        if self._thread is not None:
+            self._thread.join()

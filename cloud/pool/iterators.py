@@ -1,0 +1,240 @@
+"""What ``imap`` and ``imap_unordered`` return."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from cloud.backends.base import Backend, Finals
+from cloud.client.results import decode
+from cloud.errors import BackendClosed
+from cloud.jobs import DONE, Jids
+from cloud.pool.errors import original_error, timeout_error
+
+if TYPE_CHECKING:
+    from cloud.pool.feeding import Feed
+    from cloud.pool.pool import Pool
+
+__all__ = ["IMapIterator", "IMapUnorderedIterator"]
+
+_AHEAD: Final = 1024
+
+
+class _Raised:
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Iterator(ABC, Iterator[Any]):
+    """Results of a Feed; also its sink. Several threads may ask for the next."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._ready: deque[Any] = deque()
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._ended = False
+        self.feed: Feed | None = None
+
+    def __iter__(self) -> _Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result; blocks until it is there.
+
+        Args:
+            timeout: Seconds; None waits for ever. After a timeout iteration may go on.
+
+        Raises:
+            StopIteration: There are no more.
+            Exception: What this task, or the iterable, raised; iteration may go on.
+            CloudTimeoutError: Not in time; this one is a ``multiprocessing.TimeoutError`` too.
+            BackendClosed: The pool was terminated.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                found = self._ready.popleft()
+                break
+            except IndexError:
+                with self._turn:
+                    if not self._ready:
+                        try:
+                            self._fetch(deadline)
+                        except BackendClosed:
+                            raise BackendClosed("the pool was terminated before this task ended") from None
+        if type(found) is _Raised:
+            raise found.error
+        return found
+
+    @abstractmethod
+    def _fetch(self, deadline: float | None) -> None:
+        """Put at least one result into ``_ready``, or raise, or find that another look is needed."""
+
+    def _keep(self, backend: Backend, jids: Jids) -> None:
+        values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
+        if failures:
+            failed = {id(each) for each in failures}
+            values = [_Raised(original_error(each)) if id(each) in failed else each for each in values]
+        self._ready.extend(values)
+
+    def _wait_for_change(self, deadline: float | None) -> None:
+        """Under ``_changed``: until the feed has told something."""
+        left_s = _left(deadline)
+        if not self._changed.wait(left_s) and left_s is not None:
+            _too_late()
+
+    def done(self) -> bool:
+        """True when nothing is left to run."""
+        return self._ended
+
+    def end(self) -> None:
+        """The feed has no more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _too_late(jids: Jids = ()) -> NoReturn:
+    raise timeout_error(list(jids))
+
+
+class IMapIterator(_Iterator):
+    """Results in the order of the items.
+
+    Source: ``multiprocessing.pool.IMapIterator``.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._parts: deque[tuple[Backend, range] | _Raised] = deque()
+        self._at = 0
+
+    def add(self, backend: Backend, jids: range) -> None:
+        with self._changed:
+            self._parts.append((backend, jids))
+            self._changed.notify()
+
+    def add_error(self, error: BaseException) -> None:
+        with self._changed:
+            self._parts.append(_Raised(error))
+            self._changed.notify()
+
+    def _fetch(self, deadline: float | None) -> None:
+        with self._changed:
+            while not self._parts:
+                if self._ended:
+                    raise StopIteration
+                self._wait_for_change(deadline)
+            part = self._parts[0]
+        if isinstance(part, _Raised):
+            self._ready.append(part)
+            self._parts.popleft()
+            return
+        backend, jids = part
+        at = self._at
+        if backend.wait(jids[at : at + 1], _left(deadline), stop_on_error=False):
+            _too_late(jids[at : at + 1])
+        codes = backend.statuses(jids[at : at + _AHEAD])
+        n = next((index for index, code in enumerate(codes) if code < DONE), len(codes))
+        self._keep(backend, jids[at : at + n])
+        self._at += n
+        if self._at == len(jids):
+            self._at = 0
+            self._parts.popleft()
+            self._pool.delete(backend, jids)
+
+    def __del__(self) -> None:
+        for part in self._parts:
+            if not isinstance(part, _Raised):
+                self._pool.forgotten(*part)
+
+
+class IMapUnorderedIterator(_Iterator):
+    """Results in the order in which tasks end.
+
+    Source: ``multiprocessing.pool.IMapUnorderedIterator``.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._backend: Backend | None = None
+        self._finals: Finals | None = None
+        self._n_left = 0
+        self._blocks: list[tuple[range, list[int]]] = []
+
+    def add(self, backend: Backend, jids: range) -> None:
+        with self._changed:
+            self._n_left += len(jids)
+            self._blocks.append((jids, [len(jids)]))
+            if self._finals is None:
+                self._backend, self._finals = backend, backend.finals(jids)
+            else:
+                self._finals.watch(jids)
+            self._changed.notify()
+
+    def add_error(self, error: BaseException) -> None:
+        self._ready.append(_Raised(error))
+        self._wake()
+
+    def end(self) -> None:
+        super().end()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+            if self._finals is not None and not self._pool_closed():
+                self._finals.release()
+
+    def _pool_closed(self) -> bool:
+        return False
+
+    def _fetch(self, deadline: float | None) -> None:
+        with self._changed:
+            while self._finals is None or not self._n_left:
+                if self._ready:
+                    return
+                if self._ended:
+                    raise StopIteration
+                self._wait_for_change(deadline)
+            finals, backend = self._finals, self._backend
+        assert backend is not None
+        found = finals.next(_left(deadline))
+        if found is None:
+            if not self._ready and deadline is not None and time.monotonic() >= deadline:
+                _too_late()
+            return
+        first, n, _ = found
+        self._keep(backend, range(first, first + n))
+        with self._changed:
+            self._n_left -= n
+        at = bisect_right(self._blocks, first, key=_first_of) - 1
+        jids, left = self._blocks[at]
+        left[0] -= n
+        if not left[0]:
+            del self._blocks[at]
+            self._pool.delete(backend, jids)
+
+    def __del__(self) -> None:
+        if self._backend is not None:
+            for jids, _ in self._blocks:
+                self._pool.forgotten(self._backend, jids)
+
+
+def _first_of(block: tuple[range, list[int]]) -> int:
+    return block[0].start

@@ -1,0 +1,192 @@
+"""What ``apply_async`` and ``map_async`` return.
+
+::
+
+    submitted ──► settled: outcomes decoded, jobs forgotten ──► callback ──► ready
+                     by whoever asks first; with a callback by the pool's callback thread
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cloud.backends.base import Backend
+from cloud.client.results import decode
+from cloud.errors import BackendClosed, JobNotFound
+from cloud.jobs import DONE, Jids
+from cloud.pool.errors import original_error, timeout_error
+
+if TYPE_CHECKING:
+    from cloud.pool.pool import Pool
+
+__all__ = ["ApplyResult", "MapResult"]
+
+
+class ApplyResult:
+    """The value of one task, once it is there.
+
+    Source: ``multiprocessing.pool.AsyncResult``. New: ``jid``.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._callback = callback
+        self._error_callback = error_callback
+        self._backend: Backend | None = None
+        self._jids: Jids = ()
+        self._lock = threading.Lock()
+        self._settled = False
+        self._success = True
+        self._value: Any = None
+        # With a callback: set when that has run.
+        self._over = None if callback is None and error_callback is None else threading.Event()
+
+    # --- for the pool -------------------------------------------------------------------------------------------------
+
+    def attach(self, backend: Backend, jids: Jids) -> None:
+        """Stand for these jobs from now on."""
+        self._backend, self._jids = backend, jids
+        if self._over is not None:
+            backend.when_final(jids, self.finish)
+
+    def fail(self, error: BaseException) -> None:
+        """End with this error."""
+        self._success, self._value, self._settled = False, error, True
+        if self._over is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """The jobs are final: let the callback thread do the rest."""
+        self._pool.handler.put(self._run_callback)
+
+    def give_up(self, error: BaseException) -> None:
+        """The pool has ended: whoever waits for the callback gets this error, unless the jobs are final."""
+        if self._over is not None and not self._over.is_set():
+            with self._lock:
+                if not self._settled:
+                    self._success, self._value, self._settled = False, error, True
+            self._over.set()
+
+    def _run_callback(self) -> None:
+        over = self._over
+        if over is None or over.is_set():
+            return
+        try:
+            self._settle()
+            callback = self._callback if self._success else self._error_callback
+            if callback is not None:
+                callback(self._value)
+        finally:
+            over.set()
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    @property
+    def jid(self) -> int | range | None:
+        """The job's jid, or the jids of a map's jobs, as long as the pool's Cloud knows them; None if never submitted."""
+        if isinstance(self._jids, range):
+            return self._jids
+        return self._jids[0] if self._jids else None
+
+    def ready(self) -> bool:
+        """True when the task has ended, and its callback too. Does not block."""
+        if self._over is not None:
+            return self._over.is_set()
+        if self._settled:
+            return True
+        try:
+            return self._backend is not None and min(self._backend.statuses(self._jids), default=DONE) >= DONE
+        except JobNotFound:
+            return True  # another thread has just settled it
+
+    def successful(self) -> bool:
+        """True when the task ended without raising.
+
+        Raises:
+            ValueError: It has not ended.
+        """
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        self._settle()
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the task has ended, or for ``timeout`` seconds; None waits for ever.
+
+        Raises:
+            BackendClosed: The pool was terminated, so that it never will.
+        """
+        self._wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Block until the task has ended, and return what it returned.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Raises:
+            Exception: What the task raised, with its traceback there as ``__cause__``.
+            WorkerLost: Its worker process was killed, crashed or exited.
+            CloudTimeoutError: It has not ended in time; this one is a ``multiprocessing.TimeoutError`` too.
+            BackendClosed: The pool was terminated before it ended.
+        """
+        if not self._wait(timeout):
+            raise timeout_error(list(self._jids))
+        if self._success:
+            return self._value
+        raise self._value
+
+    def _wait(self, timeout: float | None) -> bool:
+        if self._over is not None:
+            return self._over.wait(timeout)
+        if not self._settled:
+            if self._backend is None:
+                raise ValueError(f"{self!r} was never submitted")
+            try:
+                if self._backend.wait(self._jids, timeout, stop_on_error=False):
+                    return False
+            except JobNotFound:
+                pass  # another thread has just settled it
+            except BackendClosed:
+                if not self.ready():
+                    raise BackendClosed("the pool was terminated before this task ended") from None
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            backend, jids = self._backend, self._jids
+            assert backend is not None
+            values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
+            if failures:
+                self._success, self._value = False, original_error(failures[0])
+            else:
+                self._value = self._shape(values)
+            self._settled = True
+        self._pool.settled(self, backend, jids)
+
+    def _shape(self, values: list[Any]) -> Any:
+        return values[0]
+
+    def __del__(self) -> None:
+        if not self._settled and self._backend is not None:
+            self._pool.forgotten(self._backend, self._jids)
+
+
+class MapResult(ApplyResult):
+    """The values of a map, once all are there.
+
+    Source: ``multiprocessing.pool.MapResult``.
+    """
+
+    def _shape(self, values: list[Any]) -> Any:
+        return values
