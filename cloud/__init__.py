@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         errors,
         files,
         mp,
+        pool,
+        pool_interface,
         simulator,
         wait_for,
     )
@@ -78,6 +80,8 @@ __all__ = [
     "kill",
     "map",
     "mp",
+    "pool",
+    "pool_interface",
     "progress",
     "result",
     "running_on_cloud",
@@ -109,7 +113,7 @@ _VERBS = frozenset(
         "status",
     )
 )
-_FACES = frozenset(("account", "cron", "errors", "files", "mp", "simulator", "wait_for"))
+_FACES = frozenset(("account", "cron", "errors", "files", "mp", "pool", "pool_interface", "simulator", "wait_for"))
 _SWITCHES = frozenset(("getconfigpath", "is_simulated", "running_on_cloud", "setkey", "start_simulator"))
 
 

@@ -40,7 +40,7 @@ class _Process:
         self._resources: Resources | None = None
         self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes)
         self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes)
-        self.pools: weakref.WeakSet[Cloud] = weakref.WeakSet()
+        self.own: weakref.WeakSet[Cloud] = weakref.WeakSet()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
@@ -102,21 +102,23 @@ class _Process:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         return open_backend("mp", self.settings, jids=self.jids())
 
-    def open_pool(self, n: int, name: str, **options: Any) -> Cloud:
+    def open_own(self, name: str, kind: str, **options: Any) -> Cloud:
+        """A Cloud over a backend of its own."""
+
         def opener() -> Backend:
             from cloud.backends import open_backend
 
-            backend = open_backend("pool", self.settings, jids=self.jids(), n=n, **options)
-            pool = owner()
-            if pool is not None:
-                # A pool that is forgotten ends its workers; one that is alive at exit is closed by close() above.
-                weakref.finalize(pool, backend.close).atexit = False
+            backend = open_backend(kind, self.settings, jids=self.jids(), **options)
+            owner = made()
+            if owner is not None:
+                # One that is forgotten ends its workers; those alive at exit are closed by ``close``.
+                weakref.finalize(owner, backend.close).atexit = False
             return backend
 
-        pool = Cloud(name, opener, self._closed, _no_limit)
-        owner = weakref.ref(pool)
-        self.pools.add(pool)
-        return pool
+        cloud = Cloud(name, opener, self._closed, _no_limit, reopens=False)
+        made = weakref.ref(cloud)
+        self.own.add(cloud)
+        return cloud
 
     def _closed(self, backend: Backend) -> None:
         for each in (self.cloud, self.mp):
@@ -145,7 +147,7 @@ class _Process:
 
     def _committed(self, settings: Settings) -> None:
         with self.lock:
-            self.close()
+            self._close_current()
             self.key, self.simulating, self.immutable = None, None, False
             self.simulator_options = {}
             self._jids = None
@@ -176,8 +178,11 @@ class _Process:
 
     def close(self) -> None:
         """End everything this process started."""
-        for pool in list(self.pools):
-            pool.close()
+        for each in list(self.own):
+            each.close()
+        self._close_current()
+
+    def _close_current(self) -> None:
         self.cloud.close()
         self.mp.close()
         resources, self._resources = self._resources, None
@@ -192,7 +197,7 @@ class _Process:
         interrupts = sys.modules.get("cloud.engine.interrupts")
         if interrupts is not None:
             interrupts.forget_main_thread()
-        for each in (self.cloud, self.mp, *self.pools):
+        for each in (self.cloud, self.mp, *self.own):
             each.abandon()
 
 
@@ -271,12 +276,18 @@ def open_pool(
 
     A forked child of the program that uses it gets workers of its own.
     """
-    return process.open_pool(
-        n,
+    return process.open_own(
         name,
+        "pool",
+        n=n,
         initializer=initializer,
         initargs=initargs,
         max_jobs_per_worker=max_jobs_per_worker,
         capture=capture,
         fork=fork,
     )
+
+
+def open_simulator(n: int, *, name: str = "cloud.pool") -> Cloud:
+    """A Cloud of its own over a simulation with ``n`` virtual workers, whatever ``cloud`` itself is set to."""
+    return process.open_own(name, "simulator", num_procs=n)

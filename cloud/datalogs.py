@@ -121,7 +121,7 @@ class DataLog:
         return MapReport(self, backend, function, func)
 
     def watch(self, backend: Jobs, jids: range, ended: Callable[[range, list[dict[str, Any]], Outcome], None]) -> None:
-        """Have ``ended(jids, results, outcome)`` called for each run of these jobs that ends, on the reports' thread."""
+        """Have ``ended(jids, results, outcome)`` called, on the reports' thread, for each run of them that ends."""
 
         def notify(first: int, n: int, status: int) -> None:
             # Under the engine's lock. The outcomes are taken now: the program may delete the job at any time.

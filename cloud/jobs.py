@@ -431,7 +431,7 @@ class Outcome:
     def text(self, tag: int) -> str | None:
         """One section as text, or None."""
         section = self.section(tag)
-        return None if section is None else section.decode("utf-8", "replace")
+        return None if section is None else str(section, "utf-8", "replace")
 
 
 def pack_outcome(

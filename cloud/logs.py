@@ -17,7 +17,6 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
 
 from cloud.configuration import Settings, home_path, load_settings
 from cloud.errors import CloudException
@@ -27,7 +26,6 @@ TYPE_CHECKING = False
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
-    from typing import Final
     from typing import Final
 
 __all__ = ["LogFile", "configure", "logger"]

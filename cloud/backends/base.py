@@ -141,5 +141,13 @@ class Backend(ABC):
     def close(self) -> None:
         """End all jobs and workers. Idempotent; bounded."""
 
+    def dismiss(self) -> None:
+        """No more jobs will be submitted: workers that are nobody else's end as they become idle. Does not block."""
+        return
+
+    def wait_for_workers(self) -> None:
+        """After ``dismiss``, with all jobs final: block until they have ended in good order, at most some seconds."""
+        return
+
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's."""

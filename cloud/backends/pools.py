@@ -39,18 +39,14 @@ class PoolBackend(LocalBackend):
         """(id, pickled) of this process's surroundings as they are now."""
         return self._contexts.current()
 
-    def dismiss(self, timeout_s: float = _DISMISS_S) -> None:
-        """Once all jobs are final: let the workers end in good order, as processes of multiprocessing do, and wait.
+    def dismiss(self) -> None:
+        # In good order: their queues hand over what they hold, and processes they started with multiprocessing end.
+        with self.engine.lock:
+            if not self.engine.closed:
+                self._workers.dismiss()
 
-        Their queues hand over what they hold, and processes they started with multiprocessing are waited for. What has
-        not ended by the timeout is ended by ``close``.
-        """
-        engine, workers = self.engine, self._workers
-        with engine.lock:
-            if engine.closed:
-                return
-            workers.dismiss()
-        engine.wait_until(lambda: not workers.n_workers, timeout_s)
+    def wait_for_workers(self) -> None:
+        self.engine.wait_until(lambda: not self._workers.n_workers, _DISMISS_S)
 
 
 def open_pool(

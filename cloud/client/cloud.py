@@ -13,7 +13,7 @@ from cloud.client.ordered import Results
 from cloud.client.progress import watch
 from cloud.client.results import decode, failure
 from cloud.engine.worker import surroundings
-from cloud.errors import CloudTimeoutError
+from cloud.errors import BackendClosed, CloudTimeoutError
 from cloud.jobs import (
     CALL_OPTIONS,
     CRON_OPTIONS,
@@ -47,6 +47,7 @@ class Cloud:
         opener: Makes the backend.
         on_close: Told of a backend that was closed: another Cloud may share it.
         max_transmit_bytes: Gives the limit for a function or argument in bytes, 0 for none.
+        reopens: False: once closed it stays closed, and its use raises BackendClosed.
     """
 
     def __init__(
@@ -55,8 +56,12 @@ class Cloud:
         opener: Callable[[], Backend],
         on_close: Callable[[Backend], None],
         max_transmit_bytes: Callable[[], int],
+        *,
+        reopens: bool = True,
     ) -> None:
         self._name = name
+        self._reopens = reopens
+        self._over = False
         self._opener = opener
         self._on_close = on_close
         self._max_transmit_bytes = max_transmit_bytes
@@ -71,6 +76,8 @@ class Cloud:
         if backend is None:
             with self._lock:
                 if self._backend is None:
+                    if self._over:
+                        raise BackendClosed(f"{self._name} was closed")
                     opened = self._opener()
                     self._functions = FunctionCache(opened.namespace)
                     self._limit = self._max_transmit_bytes()
@@ -352,11 +359,12 @@ class Cloud:
         import asyncio
 
         ids = jid_list(jids, "cloud.aresult")
+        timeout_s = _timeout(timeout)
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         call_off = self._open().when_final(ids, lambda: _wake(loop, ready), stop_on_error=not ignore_errors)
         try:
-            await asyncio.wait_for(ready.wait(), _timeout(timeout))
+            await asyncio.wait_for(ready.wait(), timeout_s)
         except TimeoutError:
             pass  # the look below raises, naming the unfinished jobs
         finally:
@@ -405,10 +413,10 @@ class Cloud:
         Raises:
             From ``next``: CloudTimeoutError.
         """
-        from cloud.client.unordered import results_as_finished
+        from cloud.client.unordered import ResultsAsFinished
 
         ids = jid_list(jids, "cloud.iresult_unordered")
-        return results_as_finished(
+        return ResultsAsFinished(
             self.backend, ids, _timeout(timeout), skip_failed=ignore_errors, progress=progress
         )
 
@@ -536,7 +544,9 @@ class Cloud:
         Returns:
             False if it was not open.
         """
-        backend = self._backend
+        with self._lock:
+            self._over = not self._reopens
+            backend = self._backend
         if backend is not None:
             backend.close()
             if backend.datalog is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
 
 from cloud.backends.base import Backend, Finals
 from cloud.client.progress import Progress
@@ -15,34 +15,43 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def results_as_finished(
-    backend: Backend, jids: Jids, timeout_s: float | None, *, skip_failed: bool, progress: bool
-) -> Iterator[tuple[int, Any]]:
-    """(jid, value) as jobs finish; see ``Cloud.iresult_unordered``."""
-    return _iterate(backend, set(jids), backend.finals(jids), timeout_s, skip_failed, progress)
+class ResultsAsFinished:
+    """An iterator of (jid, value); see ``Cloud.iresult_unordered``. After a timeout it may be asked again."""
 
+    def __init__(
+        self, backend: Backend, jids: Jids, timeout_s: float | None, *, skip_failed: bool, progress: bool
+    ) -> None:
+        self._backend = backend
+        self._waiting = set(jids)
+        self._finals = backend.finals(jids)
+        self._timeout_s = timeout_s
+        self._skip_failed = skip_failed
+        self._ready: deque[tuple[int, Any]] = deque()
+        self._n, self._n_failed = len(self._waiting), 0
+        self._display = Progress(self._n, "cloud.iresult_unordered") if progress else None
 
-def _iterate(
-    backend: Backend, waiting: set[int], finals: Finals, timeout_s: float | None, skip_failed: bool, progress: bool
-) -> Iterator[tuple[int, Any]]:
-    display = Progress(len(waiting), "cloud.iresult_unordered") if progress else None
-    n, n_failed = len(waiting), 0
-    try:
-        while waiting:
-            found = finals.next(timeout_s)
-            if found is None:
-                raise CloudTimeoutError("iresult iterator timed out", jid=sorted(waiting))
-            first, length, status = found
-            ids = [jid for jid in range(first, first + length) if jid in waiting]
-            waiting.difference_update(ids)
-            n_failed += len(ids) if status > DONE else 0
-            if display is not None:
-                display.show(n - len(waiting), n_failed)
-            values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
-            skipped = {id(each) for each in failures} if skip_failed else ()
-            for jid, value in zip(ids, values, strict=True):
-                if id(value) not in skipped:
-                    yield jid, value
-    finally:
-        if display is not None:
-            display.close()
+    def __iter__(self) -> ResultsAsFinished:
+        return self
+
+    def __next__(self) -> tuple[int, Any]:
+        while not self._ready:
+            if not self._waiting:
+                if self._display is not None:
+                    self._display.close()
+                raise StopIteration
+            self._fetch()
+        return self._ready.popleft()
+
+    def _fetch(self) -> None:
+        found = self._finals.next(self._timeout_s)
+        if found is None:
+            raise CloudTimeoutError("iresult iterator timed out", jid=sorted(self._waiting))
+        first, length, status = found
+        ids = [jid for jid in range(first, first + length) if jid in self._waiting]
+        self._waiting.difference_update(ids)
+        self._n_failed += len(ids) if status > DONE else 0
+        if self._display is not None:
+            self._display.show(self._n - len(self._waiting), self._n_failed)
+        values, failures = decode(ids, self._backend.outcomes(ids), self._backend.namespace)
+        skipped = {id(each) for each in failures} if self._skip_failed else ()
+        self._ready.extend((jid, value) for jid, value in zip(ids, values, strict=True) if id(value) not in skipped)

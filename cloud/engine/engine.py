@@ -146,8 +146,7 @@ class Engine(Source):
     def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
         """Add a chunk of ``n`` items to an open map. They may start at once: nobody knows their jids yet."""
         with self._changing:
-            if self.closed:
-                raise BackendClosed("this cloud was closed")
+            self._check_open()
             start = batch.n
             batch.chunks.append(Chunk(next(self._chunk_tokens), start, n, kind, payload))
             batch.n += n
@@ -177,9 +176,12 @@ class Engine(Source):
                 self.cancel(jids)
                 self.store.delete(batch, 0, batch.n)
 
-    def _check(self, options: JobOptions, depth: int) -> None:
+    def _check_open(self) -> None:
         if self.closed:
             raise BackendClosed("this cloud was closed")
+
+    def _check(self, options: JobOptions, depth: int) -> None:
+        self._check_open()
         if options.cores > self.executor.n_slots:
             raise UnsupportedOperation(
                 f"_cores={options.cores} asks for more than the {self.executor.n_slots} worker slots there are; "
@@ -357,6 +359,8 @@ class Engine(Source):
             self._forget_old(batch)
 
     def _tell(self, batch: Batch, start: int, n: int) -> None:
+        if self.closed:
+            return  # who was told would ask, and be refused
         watches = batch.watches
         if watches is None:
             return
@@ -434,6 +438,7 @@ class Engine(Source):
         Raises:
             JobNotFound: A jid is unknown; nothing was waited for.
         """
+        self._check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         with self.lock:
             wait = _Wait(self.store.runs(jids))
@@ -475,6 +480,7 @@ class Engine(Source):
         Returns:
             A function that calls it off.
         """
+        self._check_open()
         with self._changing:
             runs = self.store.runs(jids)
             left = [0]
@@ -515,6 +521,7 @@ class Engine(Source):
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
         """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones included."""
+        self._check_open()
         with self._changing:
             for batch, start, stop in self.store.runs(jids):
                 for low, n in _runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
@@ -529,19 +536,17 @@ class Engine(Source):
 
     def statuses(self, jids: Jids) -> bytearray:
         """One status code a jid, in order."""
+        self._check_open()
         with self.lock:
             codes = bytearray()
             running = self.executor.running()
             for batch, start, stop in self.store.runs(jids):
-                at = len(codes)
-                codes += batch.states[start:stop]
-                for its_batch, index in running:
-                    if its_batch is batch and start <= index < stop and codes[at + index - start] == QUEUED:
-                        codes[at + index - start] = PROCESSING
+                codes += _codes(batch, start, stop, running)
             return codes
 
     def outcomes(self, jids: Jids) -> list[tuple[int, int, int, bytes]]:
         """(first index in segment, n wanted, length of segment, packed outcome) covering final jobs, in order."""
+        self._check_open()
         with self.lock:
             found: list[tuple[int, int, int, bytes]] = []
             for batch, start, stop in self.store.runs(jids):
@@ -556,6 +561,7 @@ class Engine(Source):
 
     def describe(self, jid: int) -> dict[str, Any]:
         """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now."""
+        self._check_open()
         with self.lock:
             batch, index = self.store.locate(jid)
             facts: dict[str, Any] = {
@@ -579,20 +585,23 @@ class Engine(Source):
         self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
     ) -> list[int]:
         """Jids of jobs that match all that is given, in order. ``function`` matches the name or its last part."""
+        self._check_open()
         wanted = None if status is None else frozenset(status)
         with self.lock:
             found: list[int] = []
+            running = [] if wanted is None else self.executor.running()
             for batch in self.store.batches():
                 if label is not None and batch.options.label != label:
                     continue
                 name = batch.function.name
                 if function is not None and name != function and not name.endswith(f".{function}"):
                     continue
-                jids = range(batch.jid0, batch.jid0 + batch.n)
-                kept = [jid for jid in jids if not self.store.forgotten(batch, jid - batch.jid0)]
-                if wanted is not None:
-                    kept = [jid for jid, code in zip(kept, self.statuses(kept), strict=True) if code in wanted]
-                found += kept
+                codes = None if wanted is None else _codes(batch, 0, batch.n, running)
+                found += [
+                    batch.jid0 + index
+                    for index in range(batch.n)
+                    if (codes is None or codes[index] in wanted) and not self.store.forgotten(batch, index)
+                ]
             return found
 
     # --- ending jobs --------------------------------------------------------------------------------------------------
@@ -606,6 +615,7 @@ class Engine(Source):
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
         """
+        self._check_open()
         with self._changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches() if not batch.finished]
@@ -642,6 +652,7 @@ class Engine(Source):
 
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
+        self._check_open()
         with self._changing:
             for batch, start, stop in self.store.runs(jids):
                 self.store.delete(batch, start, stop)
@@ -764,6 +775,15 @@ class _Wait:
 def _end_of_chunk(batch: Batch, index: int) -> int:
     chunk = batch.chunk_at(index)
     return chunk.start + chunk.n
+
+
+def _codes(batch: Batch, start: int, stop: int, running: list[tuple[Batch, int]]) -> bytearray:
+    """Status codes of a run of items, those that run included."""
+    codes = batch.states[start:stop]
+    for its_batch, index in running:
+        if its_batch is batch and start <= index < stop and codes[index - start] == QUEUED:
+            codes[index - start] = PROCESSING
+    return codes
 
 
 def _runs_of(

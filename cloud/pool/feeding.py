@@ -18,13 +18,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloud.backends.base import Backend
-from cloud.client.arguments import pack_items
+from cloud.client.arguments import chunks_of, pack_items
 from cloud.client.cloud import Cloud
 from cloud.jobs import JobOptions
 from cloud.pool.errors import unsent_error
 
 if TYPE_CHECKING:
     from cloud.backends.base import MapWriter
+    from cloud.serialization.pickling import Namespace
 
 __all__ = ["Feed", "Sink", "extend"]
 
@@ -50,18 +51,21 @@ class Sink(Protocol):
 
 
 def extend(
-    writer: MapWriter, block: list[Any], backend: Backend, chunksize: int, *, tuples: bool, exact: bool
+    writer: MapWriter, items: Iterator[Any], namespace: Namespace | None, chunksize: int, *, tuples: bool
 ) -> None:
     """Add items to a map.
 
     Args:
-        chunksize: Items to a chunk, if it is to be ``exact``: where workers are replaced after so many chunks. Else
-            items travel as suits them best.
+        chunksize: Items to a chunk, where workers are replaced after so many chunks; 0 where items may travel as suits
+            them best.
     """
-    step = chunksize if exact else len(block)
-    for start in range(0, len(block), step or 1):
-        for kind, n, payload in pack_items(block[start : start + step], backend.namespace, tuples=tuples):
-            writer.extend(kind, n, payload)
+    if chunksize:
+        while block := list(islice(items, chunksize)):
+            for chunk in pack_items(block, namespace, tuples=tuples):
+                writer.extend(*chunk)
+    else:
+        for chunk in chunks_of(items, namespace, tuples=tuples):
+            writer.extend(*chunk)
 
 
 class Feed:
@@ -74,7 +78,7 @@ class Feed:
         options: Of all jobs.
         sink: Told of the jobs, in order.
         chunksize: As multiprocessing's: when the iterable raises, the items of the chunk begun are lost.
-        exact: As for ``extend``.
+        exact: Chunks are to have exactly that size.
     """
 
     def __init__(
@@ -158,7 +162,11 @@ class Feed:
             writer = self._cloud.open_map(self._func, self._options)
             backend = self._cloud.backend
             try:
-                extend(writer, block, backend, self._chunksize, tuples=False, exact=self._exact)
+                if self._exact:
+                    extend(writer, iter(block), backend.namespace, self._chunksize, tuples=False)
+                else:
+                    for chunk in pack_items(block, backend.namespace, tuples=False):
+                        writer.extend(*chunk)
                 jids = writer.seal()
             except BaseException:
                 writer.abandon()

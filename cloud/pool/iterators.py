@@ -8,15 +8,17 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cloud.backends.base import Backend, Finals
 from cloud.client.results import decode
-from cloud.errors import BackendClosed
+from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
 
 if TYPE_CHECKING:
+    from cloud.client.cloud import Cloud
     from cloud.pool.feeding import Feed
     from cloud.pool.pool import Pool
 
@@ -94,15 +96,63 @@ class _Iterator(ABC, Iterator[Any]):
         if not self._changed.wait(left_s) and left_s is not None:
             _too_late()
 
-    def done(self) -> bool:
-        """True when nothing is left to run."""
+    # --- for the pool -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _submitted(self) -> list[tuple[Backend, range]]:
+        """Jobs whose results nobody has taken."""
+
+    #: As of ``ApplyResult``.
+    jid_to_ask: int = 0
+
+    def ready(self) -> bool:
+        """True when every item has been submitted and has ended."""
+        return self._ended and all(min(backend.statuses(jids)) >= DONE for backend, jids in self._submitted())
+
+    def wait(self) -> None:
+        """Block until every item has been submitted and has ended."""
+        if self.feed is not None:
+            self.feed.join()
+        for backend, jids in self._submitted():
+            with suppress(JobNotFound):  # taken meanwhile
+                backend.wait(jids, None, stop_on_error=False)
+
+    @property
+    def submitted(self) -> bool:
+        """True when the iterable was read to its end."""
         return self._ended
+
+    def cancel(self, cloud: Cloud) -> None:
+        """Kill its jobs, which run among others'."""
+        if self.feed is not None:
+            self.feed.stop()
+        for _, jids in self._submitted():
+            with suppress(JobNotFound):
+                cloud.kill(jids)
+
+    def give_up(self, error: BaseException) -> None:
+        """The pool has ended: who waits for what was not even submitted gets this error."""
+        if self.feed is not None:
+            self.feed.stop()
+        if not self._ended:
+            self.add_error(error)
+
+    # --- for the feed -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add(self, backend: Backend, jids: range) -> None:
+        """The next items are these jobs."""
+
+    @abstractmethod
+    def add_error(self, error: BaseException) -> None:
+        """The next item could not be submitted."""
 
     def end(self) -> None:
         """The feed has no more."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+        self._pool.submitted()
 
 
 def _left(deadline: float | None) -> float | None:
@@ -134,6 +184,9 @@ class IMapIterator(_Iterator):
             self._parts.append(_Raised(error))
             self._changed.notify()
 
+    def _submitted(self) -> list[tuple[Backend, range]]:
+        return [part for part in list(self._parts) if not isinstance(part, _Raised)]
+
     def _fetch(self, deadline: float | None) -> None:
         with self._changed:
             while not self._parts:
@@ -159,9 +212,8 @@ class IMapIterator(_Iterator):
             self._pool.delete(backend, jids)
 
     def __del__(self) -> None:
-        for part in self._parts:
-            if not isinstance(part, _Raised):
-                self._pool.forgotten(*part)
+        for backend, jids in self._submitted():
+            self._pool.forgotten(backend, jids)
 
 
 class IMapUnorderedIterator(_Iterator):
@@ -198,11 +250,12 @@ class IMapUnorderedIterator(_Iterator):
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
-            if self._finals is not None and not self._pool_closed():
+            if self._finals is not None:
                 self._finals.release()
 
-    def _pool_closed(self) -> bool:
-        return False
+    def _submitted(self) -> list[tuple[Backend, range]]:
+        backend = self._backend
+        return [] if backend is None else [(backend, jids) for jids, _ in list(self._blocks)]
 
     def _fetch(self, deadline: float | None) -> None:
         with self._changed:
@@ -231,9 +284,8 @@ class IMapUnorderedIterator(_Iterator):
             self._pool.delete(backend, jids)
 
     def __del__(self) -> None:
-        if self._backend is not None:
-            for jids, _ in self._blocks:
-                self._pool.forgotten(self._backend, jids)
+        for backend, jids in self._submitted():
+            self._pool.forgotten(backend, jids)
 
 
 def _first_of(block: tuple[range, list[int]]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cloud.backends.base import Backend
@@ -19,6 +20,7 @@ from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
 
 if TYPE_CHECKING:
+    from cloud.client.cloud import Cloud
     from cloud.pool.pool import Pool
 
 __all__ = ["ApplyResult", "MapResult"]
@@ -50,6 +52,14 @@ class ApplyResult:
 
     # --- for the pool -------------------------------------------------------------------------------------------------
 
+    #: All its jobs have been.
+    submitted: bool = True
+
+    @property
+    def jid_to_ask(self) -> int:
+        """The job whose state tells whether this is ready; 0 if that takes more."""
+        return self._jids[0] if self._over is None and not self._settled and len(self._jids) == 1 else 0
+
     def attach(self, backend: Backend, jids: Jids) -> None:
         """Stand for these jobs from now on."""
         self._backend, self._jids = backend, jids
@@ -65,6 +75,11 @@ class ApplyResult:
     def finish(self) -> None:
         """The jobs are final: let the callback thread do the rest."""
         self._pool.handler.put(self._run_callback)
+
+    def cancel(self, cloud: Cloud) -> None:
+        """Kill its jobs, which run among others'."""
+        with suppress(JobNotFound):
+            cloud.kill(self._jids)
 
     def give_up(self, error: BaseException) -> None:
         """The pool has ended: whoever waits for the callback gets this error, unless the jobs are final."""

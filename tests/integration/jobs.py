@@ -113,7 +113,7 @@ def daemonize(witness: str) -> int:
 
 def start_child(witness: str, *, own_session: bool = False) -> int:
     """Start a child process that ignores polite signals and outlives the job; its pid."""
-    program = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; print(1, flush=True); time.sleep(600)"
+    program = "import os, signal, time; [signal.signal(n, 1) for n in (1, 2, 15)]; os.write(1, b'x'); time.sleep(600)"
     child = subprocess.Popen(
         [sys.executable, "-S", "-c", program], stdout=subprocess.PIPE, start_new_session=own_session
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import pickle
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -77,7 +77,7 @@ class Ask:
 Body = Generator[Sleep | Die | Stall | Ask, Any, Any]
 
 
-class Failure(Exception):  # noqa: N818
+class Failure(Exception):
     """What a body raises to fail."""
 
 
@@ -270,10 +270,8 @@ class FakeExecutor(Executor):
         pass
 
     def wake(self) -> None:
-        while not self.closed and self.n_used < self._n_slots:
+        while not self.closed and self._source.has_queued and self.n_used < self._n_slots:
             idle = [worker for worker in self.workers.values() if worker.idle]
-            if not idle and not self._source.has_queued:
-                return
             worker = idle[-1] if idle else self._spawn()
             tasks = self._source.claim(self._n_slots - self.n_used, AHEAD_S, idle=True)
             if not tasks:
@@ -323,13 +321,16 @@ class FakeExecutor(Executor):
         for worker in self.workers.values():
             for position, its_batch, its_index in worker.items():
                 if its_batch is batch and its_index == index:
-                    if worker.kill_at is None:
-                        self.note("kill {} at worker {}", (batch, index), worker.number)
-                        worker.kill_at = position
-                        self._after(self._latency(), lambda: self._interrupt(worker, position))
-                        self._source.call_later(self.nature.grace_s, lambda: self._die(worker, own_fault=False))
+                    self._kill(worker, position, batch, index)
                     return True
         return False
+
+    def _kill(self, worker: Worker, position: int, batch: Batch, index: int) -> None:
+        if worker.kill_at is None:
+            self.note("kill {} at worker {}", (batch, index), worker.number)
+            worker.kill_at = position
+            self._after(self._latency(), lambda: self._interrupt(worker, position))
+            self._source.call_later(self.nature.grace_s, lambda: self._die(worker, own_fault=False))
 
     def take_back(self) -> None:
         for worker in list(self.workers.values()):
@@ -380,7 +381,7 @@ class FakeExecutor(Executor):
 
     def _refill(self) -> None:
         self.wake()
-        for worker in self.workers.values():
+        for worker in self.workers.values() if self._source.has_queued else ():
             if worker.takes_more and worker.load_s < AHEAD_S / 2 and self._source.has_queued:
                 free = self._n_slots - self.n_used + worker.cores
                 tasks = self._source.claim(free, AHEAD_S - worker.load_s, idle=False)
@@ -688,3 +689,104 @@ def _outcome(run: list[_Ended]) -> bytes:
     else:
         sections = [(ERROR_TEXT, b"Killed")]
     return pack_outcome(first.status, sections, pid=1, started=EPOCH, runtime_s=runtime_s)
+
+
+class ByHand(Executor):
+    """An executor that a test works by hand: it claims when told to, and reports what the test says.
+
+    Attributes:
+        held_items: What was claimed and not ended.
+        began: Of those, what runs.
+        killed: What was to be killed, in order.
+        n_wakes: How often it was told that there is work.
+    """
+
+    def __init__(self, n_slots: int = 1) -> None:
+        self._n_slots = n_slots
+        self.source: Any = None
+        self.held_items: list[tuple[Batch, int]] = []
+        self.began: list[tuple[Batch, int]] = []
+        self.killed: list[tuple[Batch, int]] = []
+        self.n_wakes = 0
+        self.closed = False
+
+    def bind(self, source: Any) -> None:
+        self.source = source
+
+    def claim(self, free_slots: int | None = None, room_s: float = AHEAD_S, *, idle: bool = True) -> list[Task]:
+        """Claim for one worker, and hold what comes."""
+        tasks: list[Task] = self.source.claim(self._n_slots if free_slots is None else free_slots, room_s, idle=idle)
+        self.held_items += [(task.batch, index) for task in tasks for index in range(task.start, task.stop)]
+        return tasks
+
+    def begin(self, batch: Batch, index: int) -> None:
+        self.began.append((batch, index))
+
+    def finish(self, batch: Batch, start: int, outcome: bytes, n: int = 1) -> None:
+        """Report an outcome."""
+        self._drop(batch, range(start, start + n))
+        self.source.finish(batch, start, n, outcome)
+
+    def lose(self, batch: Batch, index: int, *, own_fault: bool = False) -> None:
+        """Report a death."""
+        self._drop(batch, (index,))
+        self.source.lose(batch, index, "the worker died", -9, own_fault=own_fault, output=(b"out", b""), pid=7)
+
+    def return_all(self) -> None:
+        """Give back what has not begun."""
+        for batch, index in reversed([each for each in self.held_items if each not in self.began]):
+            self.held_items.remove((batch, index))
+            self.source.give_back(batch, index, index + 1)
+
+    def _drop(self, batch: Batch, indexes: Iterable[int]) -> None:
+        gone = {(id(batch), index) for index in indexes}
+        for items in (self.held_items, self.began):
+            items[:] = [each for each in items if (id(each[0]), each[1]) not in gone]
+
+    @property
+    def n_slots(self) -> int:
+        return self._n_slots
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.held_items)
+
+    def wake(self) -> None:
+        self.n_wakes += 1
+
+    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+        clock = self.source.clock
+        if timeout_s is None:
+            raise Hang("somebody waits without limit, and nothing can ever happen again")
+        clock.jump_to(clock.monotonic() + timeout_s)
+
+    def interrupt(self) -> None:
+        pass
+
+    def running(self) -> list[tuple[Batch, int]]:
+        return list(self.began)
+
+    def held(self) -> list[tuple[Batch, int]]:
+        return list(self.held_items)
+
+    def kill(self, batch: Batch, index: int) -> bool:
+        self.killed.append((batch, index))
+        return True
+
+    def take_back(self) -> None:
+        self.return_all()
+
+    def live(self, batch: Batch, index: int) -> dict[str, Any]:
+        return {"pid": 7, "started": EPOCH, "stdout": b"so far", "stderr": b""}
+
+    def suspend(self, caller: Any) -> None:
+        pass
+
+    def resume(self, caller: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abandon(self) -> None:
+        self.closed = True

@@ -51,6 +51,7 @@ class PooledProcesses(ProcessExecutor):
         self._n_tasks: dict[int, int] = {}
         self._known: set[int] = set()
         self._leaving: dict[int, Any] = {}
+        self._dismissed = False
         self.whole_chunks = max_tasks > 0
         if inherited is not None:
             self._template = self._start_template()
@@ -101,7 +102,8 @@ class PooledProcesses(ProcessExecutor):
 
     def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:
         worn = bool(self._max_tasks) and self._n_tasks.get(worker.number, 0) >= self._max_tasks
-        super()._idled(worker, retire=retire or worn)
+        over = self._dismissed and not self._source.has_queued
+        super()._idled(worker, retire=retire or worn or over)
 
     def _retire(self, worker: WorkerHandle) -> None:
         worker.retired = True
@@ -117,7 +119,8 @@ class PooledProcesses(ProcessExecutor):
             timer.cancel()
 
     def dismiss(self) -> None:
-        """Let the idle workers end in good order. Under the engine's lock; does not wait."""
+        """Let workers end in good order as they become idle. Under the engine's lock; does not wait."""
+        self._dismissed = True
         while self._idle:
             self._retire(self._idle.pop())
 

@@ -115,6 +115,7 @@ class SimulatedExecutor(Executor):
         self._closed = False
         self._functions: dict[int, Callable[..., Any]] = {}
         self._n_started = 0
+        self._chunk: tuple[int, list[Any]] = (0, [])
         self.namespace = pickling.Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
         self.events: list[tuple[float, int, int, str]] = []
         virtual_time.install()
@@ -250,12 +251,14 @@ class SimulatedExecutor(Executor):
         chunk = batch.chunk_at(index)
         at = index - chunk.start
         if chunk.kind != ch.SEPARATE_CHUNK:
-            item = pickling.loads_list(chunk.payload)[at]
+            if self._chunk[0] != chunk.token:
+                self._chunk = chunk.token, pickling.loads_list(chunk.payload)
+            item = self._chunk[1][at]
             return tuple(item) if chunk.kind == ch.TUPLES_CHUNK else (item,)
         lengths = memoryview(chunk.payload[: 4 * chunk.n]).cast("I")
         start = 4 * chunk.n + sum(lengths[:at])
         content = payload_from(chunk.payload, start) if chunk.n == 1 else chunk.payload[start : start + lengths[at]]
-        args: tuple[Any, ...] = pickling.loads(content, self.namespace)
+        args: tuple[Any, ...] = pickling.loads(content, self.namespace)[0]
         return args
 
     def _output(self, job: Job) -> tuple[bytes, bytes]:
@@ -266,6 +269,8 @@ class SimulatedExecutor(Executor):
         self._jobs.remove(job)
         if job.holds_slots:
             self._used -= job.batch.options.cores
+        if self._closed:
+            return  # nobody asks any more
         if lost and not job.killed:
             self._note(job, "loses its worker")
             reason = "The job's worker was lost: injected by the simulator (lose_worker=)."

@@ -196,6 +196,8 @@ class Worker:
         def load() -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
             function = self._function(token, context, extras, keep=bool(flags & ch.KEEP_FUNCTION))
             args, kwargs = pickling.loads(payload_from(body, offset), self.namespace)
+            if slots[ch.KILL] == position:
+                raise _killed()
             return function, args, kwargs
 
         self._run(load, position, flags)
@@ -272,6 +274,8 @@ class Worker:
 
             def load(item: Any = item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
                 function = self._function(token, context, extras, keep=True)
+                if slots[ch.KILL] == slots[ch.CURRENT]:
+                    raise _killed()
                 if kind == ch.SEPARATE_CHUNK:
                     args, kwargs = pickling.loads(item, self.namespace)
                     return function, args, kwargs
@@ -405,7 +409,7 @@ class Worker:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.slots[ch.KILL] == self.slots[ch.CURRENT]:
             if self.link.interruptible or _inside_job(frame):
-                raise KilledException("Job terminated by user")
+                raise _killed()
         elif self.slots[ch.KILL] > ch.NO_LIMIT and _inside_job(frame):
             # From outside. After a kill that came too late for its own job this worker is at its end anyway.
             raise KeyboardInterrupt
@@ -413,6 +417,10 @@ class Worker:
     def _on_poke(self, number: int, frame: FrameType | None) -> None:
         if self.link.interruptible or _inside_job(frame):
             self._send_held()
+
+
+def _killed() -> KilledException:
+    return KilledException("Job terminated by user")
 
 
 def _inside_job(frame: FrameType | None) -> bool:
