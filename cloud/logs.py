@@ -23,7 +23,6 @@ from cloud.errors import CloudException
 from cloud.settings import SETTINGS
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
     from typing import Final

@@ -58,7 +58,7 @@ class Job:
         self.killed = False
         self.ended = False
         self.holds_slots = True
-        self.turn = threading.Semaphore(0)
+        self.turn = _closed_gate()
         self.output = (printing.Tail(limit_bytes), printing.Tail(limit_bytes))
         self.surroundings: Swapped | None = None
 
@@ -109,12 +109,14 @@ class SimulatedExecutor(Executor):
         self._jobs: deque[Job] = deque()
         self._used = 0
         self._source: Any = None
-        self._turn = threading.Semaphore(0)
+        self._turn = _closed_gate()
+        self._free: list[_Runner] = []
         self._here = _Here()
         self._event = threading.Event()
         self._closed = False
         self._functions: dict[int, Callable[..., Any]] = {}
         self._n_started = 0
+        self._context: tuple[int, Any] = (0, None)
         self._chunk: tuple[int, list[Any]] = (0, [])
         self.namespace = pickling.Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
         self.events: list[tuple[float, int, int, str]] = []
@@ -179,7 +181,10 @@ class SimulatedExecutor(Executor):
         self._note(job, "begins")
         if batch.options.max_runtime_s is not None:
             self._source.call_later(batch.options.max_runtime_s, lambda: self._out_of_time(job))
-        threading.Thread(target=self._body, args=(job,), name=f"cloud-sim-{self._n_started}", daemon=True).start()
+        if self._free:
+            self._free.pop().take(job)
+        else:
+            _Runner(job, self._body, self._turn.release, self._free, f"cloud-sim-{self._n_started}").start()
 
     def _next(self) -> Job | None:
         now = self._clock.monotonic()
@@ -205,7 +210,6 @@ class SimulatedExecutor(Executor):
     # --- in the job's thread ------------------------------------------------------------------------------------------
 
     def _body(self, job: Job) -> None:
-        job.turn.acquire()
         self._here.job = job
         virtual_time.enter_job(self._clock, lambda seconds: self._sleep(job, seconds))
         if self._capture is not None:
@@ -224,13 +228,15 @@ class SimulatedExecutor(Executor):
             with self._lock:
                 self._end(job, outcome, lost=loses)
         finally:
-            self._turn.release()
+            self._here.job = None
 
     def _load(self, job: Job, *, fails: bool) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         if job.killed:
             raise KilledException("Job terminated by user")
         batch, options = job.batch, job.batch.options
-        context = pickling.loads(batch.context[1])
+        if self._context[0] != batch.context[0]:
+            self._context = batch.context[0], pickling.loads(batch.context[1])
+        context = self._context[1]
         job.surroundings = Swapped(context, options.env_vars or {})
         job.surroundings.enter()
         if fails:
@@ -369,6 +375,8 @@ class SimulatedExecutor(Executor):
             if job is self._here.job:
                 continue
             self._give_turn(job)
+        while self._free:
+            self._free.pop().dismiss()
         self._restore()
 
     def abandon(self) -> None:
@@ -380,6 +388,62 @@ class SimulatedExecutor(Executor):
         virtual_time.uninstall()
         if self._capture is not None:
             self._capture.close()
+
+
+def _closed_gate() -> Any:
+    """A lock that is taken: to pass it somebody else must release it first."""
+    gate = threading.Lock()
+    gate.acquire()
+    return gate
+
+
+class _Runner(threading.Thread):
+    """A thread that runs one job after the other, each for as long as the job lasts.
+
+    Args:
+        job: The first.
+        body: Runs a job that has its first turn.
+        end_turn: Hands the turn back.
+        free: Where the runner waits for the next.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        body: Callable[[Job], None],
+        end_turn: Callable[[], None],
+        free: list[_Runner],
+        name: str,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._job: Job | None = job
+        self._body = body
+        self._end_turn = end_turn
+        self._free = free
+        self._gate = _closed_gate()
+
+    def take(self, job: Job) -> None:
+        """Run this one next."""
+        self._job = job
+        self._gate.release()
+
+    def dismiss(self) -> None:
+        """End."""
+        self._job = None
+        self._gate.release()
+        self.join(1.0)
+
+    def run(self) -> None:
+        """Until dismissed."""
+        while (job := self._job) is not None:
+            job.turn.acquire()
+            try:
+                self._body(job)
+            finally:
+                self._free.append(self)
+                self._end_turn()
+            del job
+            self._gate.acquire()
 
 
 class _Here(threading.local):
