@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LogFile", "configure", "logger"]
 
 _ROOT: Final = "Cloud"
+_HANDLER: Final = "cloud.logs"
 _FORMAT: Final = "[%(asctime)s] - [%(levelname)s] - %(name)s: %(message)s"
 #: Lower than any level that a program would set: tells ours from one of the program's.
 _ALL: Final = 1
@@ -197,7 +198,10 @@ class _Log:
         # The handlers choose. Propagation would show every message to the program's handlers, whatever its level.
         cloud.setLevel(_ALL)
         cloud.propagate = False
+        for handler in [handler for handler in cloud.handlers if handler.name == _HANDLER]:
+            cloud.removeHandler(handler)  # of this module loaded another time
         for handler in self._handlers:
+            handler.set_name(_HANDLER)
             handler.setFormatter(formatter)
             cloud.addHandler(handler)
 

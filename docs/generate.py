@@ -8,17 +8,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent, indent
+from types import ModuleType
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "reference"
-FACES = ("cloud", "cloud.mp", "cloud.files", "cloud.cron", "cloud.account", "cloud.simulator", "cloud.wait_for")
 
 LINES = ",\n"
 _NOTE = "<!-- Made from docstrings by docs/generate.py: change those, then run it. -->\n"
@@ -26,6 +25,8 @@ _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Source", "Exa
 _HEAD = re.compile(rf"^({'|'.join(_SECTIONS)}):[ ]?(.*)$")
 # A name, perhaps with others, and what is said of it: "jids, timeout: As for `join`."
 _ITEM = re.compile(r"^(\*{0,2}\w+(?:[ ]?[,/][ ]?\*{0,2}\w+)*)(?: \([^)]*\))?: (.*)$", re.DOTALL)
+# A row of a table made of spaces: "``name``     what it is".
+_ROW = re.compile(r"^(\S+) {2,}(.+)$")
 _OPTION = re.compile(r"((?:``_\w+``(?:, | and )?)+)\s+\(([^()]*)\)")
 
 
@@ -72,6 +73,8 @@ def _prose(text: str) -> str:
         if block.startswith(" "):
             language = "python no-run: an excerpt" if "cloud." in block else "text"
             shown.append(f"```{language}\n{dedent(block)}\n```")
+        elif all(_ROW.match(line) for line in block.split("\n")):
+            shown.append("\n".join(_ticks(_ROW.sub(r"- \1: \2", line)) for line in block.split("\n")))
         else:
             paragraph = _ticks(_joined(block))
             shown.append(paragraph[:-1] if paragraph.endswith("::") else paragraph)
@@ -121,46 +124,84 @@ def first_line(docstring: str | None) -> str:
 # --- the pages --------------------------------------------------------------------------------------------------------
 
 
+def faces() -> dict[str, ModuleType]:
+    """The modules that users import: `cloud`, and those it offers but the errors, which have a page of their own."""
+    import cloud
+
+    offered = {f"cloud.{name}": getattr(cloud, name) for name in cloud.__all__ if name != "errors"}
+    return {"cloud": cloud, **{name: value for name, value in offered.items() if inspect.ismodule(value)}}
+
+
+def names_of(face: ModuleType) -> dict[str, Any]:
+    """What a face offers."""
+    return {name: getattr(face, name) for name in face.__all__ if name != "__version__"}
+
+
 def api() -> str:
     """Every function of every face."""
-    from cloud.client.cloud import Cloud
-
-    verbs = {name for name in vars(Cloud) if not name.startswith("_")}
     page = [
         "# The functions",
         "Whatever takes jids takes a jid, a `range` that `map` returned, or any iterable that mixes the two.",
         "Pages of their own: [the options of a job](options.md), [what `cloud.info` tells](info-fields.md), "
         "[the errors](errors.md).",
     ]
-    for face in FACES:
-        module = importlib.import_module(face)
-        page.append(f"## {face}")
-        page.append(markdown(module.__doc__ or ""))
-        if face == "cloud.mp":
-            names = ", ".join(f"[`{name}`](#cloud{name})" if name in verbs else f"`{name}`" for name in module.__all__)
-            page.append(f"Its names mean what they mean in `cloud`: {names}.")
-            continue
-        page += [_entry(face, name, getattr(module, name)) for name in module.__all__ if name != "__version__"]
+    described: dict[str, dict[str, Any]] = {}
+    for face, module in faces().items():
+        page += [f"## {face}", markdown(module.__doc__ or "")]
+        names = names_of(module)
+        twin = twin_of(face, names, described)
+        if twin is None:
+            page += [_entry(face, name, value) for name, value in names.items()]
+            described[face] = names
+        else:
+            links = ", ".join(f"[`{name}`](#{_anchor(f'{twin}.{name}')})" for name in names)
+            page.append(f"Its names mean what they mean in `{twin}`: {links}.")
     return "\n\n".join(page)
+
+
+def twin_of(face: str, names: dict[str, Any], described: dict[str, dict[str, Any]]) -> str | None:
+    """The face that offers the same under another name, if one does."""
+    if face == "cloud.mp":
+        return "cloud"
+    return next((other for other, theirs in described.items() if theirs == names), None)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(".", "")
 
 
 def _entry(face: str, name: str, value: Any) -> str:
     title = f"### {face}.{name}"
+    said = first_line(value.__doc__)
     if inspect.ismodule(value):
-        where = "errors.md" if name == "errors" else f"#cloud{name}"
-        return f"{title}\n\n{first_line(value.__doc__)} See [{value.__name__}]({where})."
+        where = "errors.md" if name == "errors" else f"#{_anchor(value.__name__)}"
+        return f"{title}\n\n{said} See [{value.__name__}]({where})."
+    if inspect.isclass(value) and value.__module__ == "cloud.errors":
+        return f"{title}\n\n{said} See [the errors](errors.md#{_anchor(name)})."
     if inspect.isclass(value):
-        where = f"errors.md#{name.lower()}" if issubclass(value, BaseException) else ""
-        said = first_line(value.__doc__)
-        if not where:
-            return f"{title}\n\n{markdown(value.__doc__ or '')}"
-        return f"{title}\n\n{said} See [the errors]({where})."
+        return f"{title}\n\n{markdown(value.__doc__ or '')}\n\n{_members(value)}".rstrip()
     if inspect.isroutine(value):
         signature = f"```python no-run: a signature\n{_signature(name, value)}\n```"
         return f"{title}\n\n{signature}\n\n{markdown(value.__doc__ or '')}"
     if isinstance(value, list):
         return f"{title}\n\nThe statuses that a job does not leave: `{value!r}`."
     return f"{title}\n\n{first_line(type(value).__doc__)} See [Configuration](configuration.md)."
+
+
+def _members(cls: type) -> str:
+    """The fields of a named tuple, or the methods of any other class, in a line each."""
+    if hasattr(cls, "_fields"):
+        return f"Its fields: {', '.join(f'`{name}`' for name in cls._fields)}."
+    rows = []
+    for name, value in vars(cls).items():
+        if name.startswith("_") or not (value.__doc__ or "").strip():
+            continue
+        if inspect.isfunction(value):
+            shown = _signature(name, value).replace("self, ", "", 1).replace("(self)", "()")
+            rows.append(f"- `{shown}`: {first_line(value.__doc__)}")
+        elif isinstance(value, property):
+            rows.append(f"- `{name}`: {first_line(value.__doc__)}")
+    return "**Methods**\n\n" + "\n".join(rows) if rows else ""
 
 
 def _signature(name: str, value: Any) -> str:

@@ -30,13 +30,13 @@ BACKENDS: Final = tuple(OPENERS)
 def close_all() -> None:
     """Close whatever `cloud` and `cloud.mp` run on, and choose nothing: as in a program that has just begun."""
     current = sys.modules.get("cloud.current")
-    if current is not None:
+    if hasattr(current, "process"):
         current.process._committed(None)
 
 
 def forget_settings() -> None:
     """Make the next use read the environment and the configuration file again."""
     current = sys.modules.get("cloud.current")
-    if current is not None:
+    if hasattr(current, "process"):
         current.process.config._draft.clear()
         vars(current.process.config).pop("_settings", None)

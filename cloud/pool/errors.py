@@ -13,7 +13,7 @@ from cloud.errors import CloudException, CloudTimeoutError, JobFailed, Serializa
 __all__ = ["RemoteTraceback", "original_error", "timeout_error", "unsent_error"]
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - multiprocessing's name for it
+class RemoteTraceback(Exception):
     """The traceback in the worker process, as text: ``__cause__`` of a task's exception.
 
     Attributes:
@@ -37,8 +37,8 @@ def timeout_error(jids: Any) -> CloudTimeoutError:
 def original_error(error: CloudException) -> BaseException:
     """What a pool raises for a failed job: the task's own exception, its traceback over there as ``__cause__``.
 
-    The CloudException itself where there is no such exception here: the task was lost or killed, or its exception cannot
-    be rebuilt. Also for exceptions that mean the end of a process: raised here, SystemExit would end this one.
+    The CloudException itself where there is no such exception here: the task was lost or killed, or its exception
+    cannot be rebuilt. Also for those that mean the end of a process: raised here, SystemExit would end this one.
     """
     cause = error.__cause__
     if type(error) is not JobFailed or not isinstance(cause, Exception):

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloud.backends.base import Backend
 from cloud.client.arguments import chunks_of, pack_items
-from cloud.client.cloud import Cloud
-from cloud.jobs import JobOptions
 from cloud.pool.errors import unsent_error
 
 if TYPE_CHECKING:
     from cloud.backends.base import MapWriter
+    from cloud.pool.placing import Place
     from cloud.serialization.pickling import Namespace
 
 __all__ = ["Feed", "Sink", "extend"]
@@ -72,10 +71,9 @@ class Feed:
     """Submits ``func(item)`` for each item of an iterable.
 
     Args:
-        cloud: Where to.
+        place: Where to.
         func: What each job calls.
         iterable: Its items.
-        options: Of all jobs.
         sink: Told of the jobs, in order.
         chunksize: As multiprocessing's: when the iterable raises, the items of the chunk begun are lost.
         exact: Chunks are to have exactly that size.
@@ -83,19 +81,17 @@ class Feed:
 
     def __init__(
         self,
-        cloud: Cloud,
+        place: Place,
         func: Callable[..., Any],
         iterable: Any,
-        options: JobOptions,
         sink: Sink,
         chunksize: int,
         *,
         exact: bool,
     ) -> None:
-        self._cloud = cloud
+        self._place = place
         self._func = func
         self._items: Iterator[Any] = iter(iterable)
-        self._options = options
         self._sink = sink
         self._chunksize = chunksize
         self._exact = exact
@@ -159,8 +155,7 @@ class Feed:
 
     def _submit(self, block: list[Any]) -> None:
         try:
-            writer = self._cloud.open_map(self._func, self._options)
-            backend = self._cloud.backend
+            backend, writer = self._place.open_map(self._func)
             try:
                 if self._exact:
                     extend(writer, iter(block), backend.namespace, self._chunksize, tuples=False)
@@ -171,7 +166,7 @@ class Feed:
             except BaseException:
                 writer.abandon()
                 raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - for the reader of results
             # One that cannot be pickled costs its own place only.
             if len(block) == 1:
                 self._sink.add_error(unsent_error(exc))

@@ -16,6 +16,7 @@ from cloud.client.results import decode
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
+from cloud.pool.ledger import delete
 
 if TYPE_CHECKING:
     from cloud.client.cloud import Cloud
@@ -67,17 +68,20 @@ class _Iterator(ABC, Iterator[Any]):
         while True:
             try:
                 found = self._ready.popleft()
-                break
             except IndexError:
-                with self._turn:
-                    if not self._ready:
-                        try:
-                            self._fetch(deadline)
-                        except BackendClosed:
-                            raise BackendClosed("the pool was terminated before this task ended") from None
-        if type(found) is _Raised:
-            raise found.error
-        return found
+                self._look(deadline)
+            else:
+                if type(found) is _Raised:
+                    raise found.error
+                return found
+
+    def _look(self, deadline: float | None) -> None:
+        with self._turn:
+            if not self._ready:
+                try:
+                    self._fetch(deadline)
+                except BackendClosed:
+                    raise BackendClosed("the pool was terminated before this task ended") from None
 
     @abstractmethod
     def _fetch(self, deadline: float | None) -> None:
@@ -102,8 +106,9 @@ class _Iterator(ABC, Iterator[Any]):
     def _submitted(self) -> list[tuple[Backend, range]]:
         """Jobs whose results nobody has taken."""
 
-    #: As of ``ApplyResult``.
-    jid_to_ask: int = 0
+    def whom_to_ask(self) -> None:
+        """See ``ledger.Open``."""
+        return
 
     def ready(self) -> bool:
         """True when every item has been submitted and has ended."""
@@ -209,11 +214,11 @@ class IMapIterator(_Iterator):
         if self._at == len(jids):
             self._at = 0
             self._parts.popleft()
-            self._pool.delete(backend, jids)
+            delete(backend, jids)
 
     def __del__(self) -> None:
         for backend, jids in self._submitted():
-            self._pool.forgotten(backend, jids)
+            self._pool.ledger.forget(backend, jids)
 
 
 class IMapUnorderedIterator(_Iterator):
@@ -281,11 +286,11 @@ class IMapUnorderedIterator(_Iterator):
         left[0] -= n
         if not left[0]:
             del self._blocks[at]
-            self._pool.delete(backend, jids)
+            delete(backend, jids)
 
     def __del__(self) -> None:
         for backend, jids in self._submitted():
-            self._pool.forgotten(backend, jids)
+            self._pool.ledger.forget(backend, jids)
 
 
 def _first_of(block: tuple[range, list[int]]) -> int:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from queue import SimpleQueue
+from functools import partial
 from typing import Any, Final, Self
 
 from cloud import current
 from cloud.backends.base import Backend
-from cloud.client.cloud import Cloud
 from cloud.configuration import usable_cores
-from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
-from cloud.jobs import DONE, Jids, JobOptions
-from cloud.logs import logger
+from cloud.errors import BackendClosed
+from cloud.jobs import Jids
+from cloud.pool.callbacks import CallbackThread
 from cloud.pool.errors import unsent_error
 from cloud.pool.feeding import Feed, extend
 from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
+from cloud.pool.ledger import Ledger
+from cloud.pool.placing import OwnWorkers, Place, shared_place
 from cloud.pool.results import ApplyResult, MapResult
 
 __all__ = ["Pool"]
@@ -29,8 +28,6 @@ __all__ = ["Pool"]
 _RUN: Final = "RUN"
 _CLOSE: Final = "CLOSE"
 _TERMINATE: Final = "TERMINATE"
-_STOP_S: Final = 2.0
-_MIN_KEPT: Final = 256
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 
 
@@ -82,33 +79,23 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._processes = processes
-        self._options = JobOptions()
-        self._options.restartable, self._options.reports_late = False, True
         self._exact = maxtasksperchild is not None
-        self._own = backend in (None, "simulator")
+        self._place: Place
         if backend is None:
-            self._cloud = current.open_pool(
+            open_cloud = partial(
+                current.open_pool,
                 processes,
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_jobs_per_worker=maxtasksperchild or 0,
-                fork=_start_method(context) == "fork",
             )
-            # Opened at once: what the workers inherit is what there is now.
-            self._cloud.backend  # noqa: B018
+            self._place = OwnWorkers(open_cloud, _start_method(context))
         else:
-            self._cloud = _shared_cloud(backend, processes)
-            self._options.kill_process = _check_shared(initializer, maxtasksperchild)
-        self._reset()
+            self._place = shared_place(backend, processes, initializer, maxtasksperchild)
+        self.callbacks = CallbackThread()
+        self.ledger = Ledger()
         self._state = _RUN
         _pools.add(self)
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self.handler = _Handler()
-        self._open: set[Any] = set()
-        self._n_kept = _MIN_KEPT
-        self._forgotten: deque[tuple[Backend, Jids]] = deque()
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -139,11 +126,9 @@ class Pool:
         self._check_running()
         result = ApplyResult(self, callback, error_callback)
         try:
-            jid = self._cloud.submit(func, tuple(args), dict(kwds), self._options)
-        except Exception as exc:
+            self._began(result, *self._place.submit(func, tuple(args), dict(kwds)))
+        except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
             result.fail(self._refusal(exc))
-        else:
-            self._began(result, (jid,))
         return result
 
     # --- maps ---------------------------------------------------------------------------------------------------------
@@ -213,18 +198,18 @@ class Pool:
                 chunksize = max(1, -(-len(items) // (4 * self._processes)))
             if tuples:
                 items = map(tuple, items)
-            jids = self._submit_map(func, iter(items), chunksize, tuples=tuples)
-        except Exception as exc:
+            self._began(result, *self._submit_map(func, iter(items), chunksize, tuples=tuples))
+        except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
             result.fail(self._refusal(exc))
-        else:
-            self._began(result, jids)
         return result
 
-    def _submit_map(self, func: Callable[..., Any], items: Iterator[Any], chunksize: int, *, tuples: bool) -> range:
-        writer = self._cloud.open_map(func, self._options)
+    def _submit_map(
+        self, func: Callable[..., Any], items: Iterator[Any], chunksize: int, *, tuples: bool
+    ) -> tuple[Backend, range]:
+        backend, writer = self._place.open_map(func)
         try:
-            extend(writer, items, self._cloud.backend.namespace, chunksize if self._exact else 0, tuples=tuples)
-            return writer.seal()
+            extend(writer, items, backend.namespace, chunksize if self._exact else 0, tuples=tuples)
+            return backend, writer.seal()
         except BaseException:
             writer.abandon()
             raise
@@ -263,10 +248,8 @@ class Pool:
     ) -> None:
         self._check_running()
         _check_chunksize(chunksize)
-        results.feed = Feed(self._cloud, func, iterable, self._options, results, chunksize, exact=self._exact)
-        self._keep(results)
-
-    # --- keeping track ------------------------------------------------------------------------------------------------
+        results.feed = Feed(self._place, func, iterable, results, chunksize, exact=self._exact)
+        self.ledger.add(results)
 
     def _check_running(self) -> None:
         if self._state != _RUN:
@@ -277,56 +260,9 @@ class Pool:
             raise ValueError("Pool not running") from error
         return unsent_error(error)
 
-    def _began(self, result: ApplyResult, jids: Jids) -> None:
-        result.attach(self._cloud.backend, jids)
-        self._keep(result)
-
-    def _keep(self, result: Any) -> None:
-        # Kept until it has ended: ``join`` waits for what nobody else remembers.
-        self._open.add(result)
-        if len(self._open) > self._n_kept or self._forgotten:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        with self._lock:
-            if len(self._open) > self._n_kept:
-                self._open.difference_update(self._ended())
-                self._n_kept = max(_MIN_KEPT, 2 * len(self._open))
-            while self._forgotten:
-                self.delete(*self._forgotten.popleft())
-
-    def _ended(self) -> list[Any]:
-        """Open results that are ready. All single tasks are looked at in one go: each look takes a lock."""
-        single: dict[int, ApplyResult] = {}
-        ended = []
-        for result in list(self._open):
-            jid = result.jid_to_ask
-            if jid:
-                single[jid] = result
-            elif result.ready():
-                ended.append(result)
-        try:
-            codes = self._cloud.backend.statuses(list(single)) if single else b""
-        except (JobNotFound, BackendClosed):
-            return ended  # another thread settles some meanwhile; there will be another look
-        return ended + [result for result, code in zip(single.values(), codes, strict=True) if code >= DONE]
-
-    def settled(self, result: ApplyResult, backend: Backend, jids: Jids) -> None:
-        """A result has its value: its jobs are needed no more."""
-        self._open.discard(result)
-        self.delete(backend, jids)
-
-    def delete(self, backend: Backend, jids: Jids) -> None:
-        """Forget jobs whose results were taken."""
-        try:
-            backend.delete(jids)
-        except JobNotFound:
-            pass  # the user deleted them
-
-    def forgotten(self, backend: Backend, jids: Jids) -> None:
-        """Results that nobody can ask for any more; their jobs are deleted with the next call of a method."""
-        # The garbage collector calls this at any moment, also while this thread is inside the engine.
-        self._forgotten.append((backend, jids))
+    def _began(self, result: ApplyResult, backend: Backend, jids: Jids) -> None:
+        result.attach(backend, jids)
+        self.ledger.add(result)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -336,24 +272,22 @@ class Pool:
             self._state = _CLOSE
             self.submitted()
 
+    def submitted(self) -> None:
+        """An iterable was read to its end, or the pool was closed; when both are so, workers end as they become idle."""
+        if self._state == _CLOSE and all(each.submitted for each in self.ledger.open()):
+            self._place.dismiss()
+
     def terminate(self) -> None:
         """End the workers now. Whoever waits for a task that has not ended gets BackendClosed."""
         if self._state in (_RUN, _CLOSE):
             self._state = _TERMINATE
-            if self._own:
-                self._cloud.close()
+            self._place.close()
             error = BackendClosed("the pool was terminated before this task ended")
-            for result in list(self._open):
-                if not self._own:
-                    result.cancel(self._cloud)
+            for result in self.ledger.open():
+                if self._place.shared:
+                    result.cancel(self._place.cloud)
                 result.give_up(error)
-            self.handler.stop()
-
-    def submitted(self) -> None:
-        """An iterable was read to its end, or the pool was closed: once both are so, workers end as they become idle."""
-        if self._state == _CLOSE and self._own and all(each.submitted for each in list(self._open)):
-            with suppress(BackendClosed):
-                self._cloud.backend.dismiss()
+            self.callbacks.stop()
 
     def join(self) -> None:
         """Block until the workers have ended.
@@ -366,18 +300,21 @@ class Pool:
             raise ValueError("Pool is still running")
         if self._state not in (_CLOSE, _TERMINATE):
             raise ValueError("In unknown state")
-        if self.handler.is_current():
+        if self.callbacks.is_current():
             raise RuntimeError("a callback cannot join its own pool")
-        for result in list(self._open):
+        for result in self.ledger.open():
             with suppress(BackendClosed):
                 result.wait()
-        if self._own:
-            with suppress(BackendClosed):
-                backend = self._cloud.backend
-                backend.dismiss()
-                backend.wait_for_workers()
-            self._cloud.close()
-        self.handler.stop()
+        self._place.dismiss()
+        self._place.wait_for_workers()
+        self._place.close()
+        self.callbacks.stop()
+
+    def reset(self) -> None:
+        """In a forked child: the tasks are the parent's, and so are the threads."""
+        self.callbacks = CallbackThread()
+        self.ledger = Ledger()
+        self._place.reset()
 
     def __enter__(self) -> Self:
         self._check_running()
@@ -398,44 +335,6 @@ class Pool:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
 
-class _Handler:
-    """The thread that runs callbacks; it starts with the first."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def put(self, action: Callable[[], None]) -> None:
-        """Do this next. Does not block."""
-        self._queue.put(action)
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="cloud-pool-callbacks", daemon=True)
-                    self._thread.start()
-
-    def is_current(self) -> bool:
-        """True in a callback."""
-        return self._thread is threading.current_thread()
-
-    def _run(self) -> None:
-        while (action := self._queue.get()) is not None:
-            try:
-                action()
-            except BaseException:  # noqa: BLE001 - a raising callback must stop neither the others nor this thread
-                logger("Cloud.pool").exception("a callback of a pool raised")
-
-    def stop(self) -> None:
-        """End the thread after what is queued. Bounded: a callback that never returns is left behind."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join(_STOP_S)
-
-
 def _check_chunksize(chunksize: int) -> None:
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
@@ -451,33 +350,12 @@ def _start_method(context: Any) -> str | None:
     return method
 
 
-def _shared_cloud(backend: str, processes: int) -> Cloud:
-    if backend == "simulator":
-        return current.open_simulator(processes)
-    if backend in ("current", "mp"):
-        return current.cloud() if backend == "current" else current.mp()
-    raise ValueError(f"backend must be 'current', 'mp', 'simulator' or None, not {backend!r}")
-
-
-def _check_shared(initializer: Any, maxtasksperchild: int | None) -> bool:
-    """Whether each job is to be the last of its process."""
-    if initializer is not None:
-        raise UnsupportedOperation(
-            "the workers of this backend run other jobs too: they cannot have an initializer",
-            hint="Leave out backend=, or let the tasks themselves make what they need.",
-        )
-    if maxtasksperchild not in (None, 1):
-        raise UnsupportedOperation(f"with backend=, maxtasksperchild can be 1 or None, not {maxtasksperchild!r}")
-    return maxtasksperchild == 1
-
-
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _forked() -> None:
-    # A child's pool has workers of its own; its parent's tasks are not its business.
     for pool in list(_pools):
-        pool._reset()
+        pool.reset()
 
 
 if hasattr(os, "register_at_fork"):

@@ -55,10 +55,11 @@ class ApplyResult:
     #: All its jobs have been.
     submitted: bool = True
 
-    @property
-    def jid_to_ask(self) -> int:
-        """The job whose state tells whether this is ready; 0 if that takes more."""
-        return self._jids[0] if self._over is None and not self._settled and len(self._jids) == 1 else 0
+    def whom_to_ask(self) -> tuple[Backend, int] | None:
+        """See ``ledger.Open``."""
+        if self._over is not None or self._settled or self._backend is None or len(self._jids) != 1:
+            return None
+        return self._backend, self._jids[0]
 
     def attach(self, backend: Backend, jids: Jids) -> None:
         """Stand for these jobs from now on."""
@@ -74,7 +75,7 @@ class ApplyResult:
 
     def finish(self) -> None:
         """The jobs are final: let the callback thread do the rest."""
-        self._pool.handler.put(self._run_callback)
+        self._pool.callbacks.put(self._run_callback)
 
     def cancel(self, cloud: Cloud) -> None:
         """Kill its jobs, which run among others'."""
@@ -105,7 +106,7 @@ class ApplyResult:
 
     @property
     def jid(self) -> int | range | None:
-        """The job's jid, or the jids of a map's jobs, as long as the pool's Cloud knows them; None if never submitted."""
+        """The job's jid, or the jids of a map's jobs; None if there are none: it could not be submitted."""
         if isinstance(self._jids, range):
             return self._jids
         return self._jids[0] if self._jids else None
@@ -187,14 +188,14 @@ class ApplyResult:
             else:
                 self._value = self._shape(values)
             self._settled = True
-        self._pool.settled(self, backend, jids)
+        self._pool.ledger.settled(self, backend, jids)
 
     def _shape(self, values: list[Any]) -> Any:
         return values[0]
 
     def __del__(self) -> None:
         if not self._settled and self._backend is not None:
-            self._pool.forgotten(self._backend, self._jids)
+            self._pool.ledger.forget(self._backend, self._jids)
 
 
 class MapResult(ApplyResult):

@@ -197,6 +197,10 @@ def _fill_class(cls: type, state: Any) -> None:
 # --- to bytes ---------------------------------------------------------------------------------------------------------
 
 
+_COMMON_REDUCERS: Final = frozenset(("_reduce_method", "_reduce_method_descriptor", "_reduce_partial"))
+"""The others of multiprocessing hand over sockets, connections and shared memory, or say that these must be inherited."""
+
+
 class _NeedsCloudpickle(Exception):
     """Plain pickle cannot, or would get it wrong."""
 
@@ -285,6 +289,12 @@ class _Main:
                 self.refer(path.partition(".")[0])
                 return _main_attribute, (path,)
             return _make_cached, (obj.__wrapped__, obj.cache_parameters())
+        handing_over = sys.modules.get("multiprocessing.reduction")
+        if handing_over is not None:
+            reducer = handing_over.ForkingPickler._extra_reducers.get(kind)
+            # Not those of partials and methods, which pickle knows better by now.
+            if reducer is not None and reducer.__name__ not in _COMMON_REDUCERS:
+                return reducer(obj)
         return NotImplemented
 
 

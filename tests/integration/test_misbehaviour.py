@@ -58,6 +58,21 @@ def test_a_job_that_ends_its_worker(
     later(mp)
 
 
+def test_a_job_that_closes_its_connection_and_runs_on(mp: Cloud) -> None:
+    began = time.monotonic()
+    with pytest.raises(WorkerLost, match="closed its connection") as caught:
+        mp.result(mp.call(_close_and_sleep), timeout=10)
+    assert caught.value.exitcode is None
+    assert time.monotonic() - began < 2
+    assert mp.info(1, "attempt")[1]["attempt"] == 1
+    later(mp)
+
+
+def _close_and_sleep() -> None:
+    jobs.close_everything()
+    time.sleep(600)
+
+
 def test_output_before_a_crash_is_kept(mp: Cloud) -> None:
     jid = mp.call(_print_and_crash)
     with pytest.raises(WorkerLost):

@@ -40,12 +40,14 @@ _STALL_S: Final = 0.005
 _MAX_POLL_S: Final = 86_400.0
 """poll() counts milliseconds in a C int; who waits longer polls again."""
 
-_WATCH_OUTPUT_S: Final = 0.1
+_WATCH_OUTPUT_S: Final = 0.05
+_WATCH_FLOOD_S: Final = 0.005
 _SPIN_S: Final = 0.0001
 _LOOK_AT_LOAD_S: Final = 0.02
 _HANDSHAKE_S: Final = 0.00005
 _MAX_FAILED_STARTS: Final = 3
 _MAX_KILLED_STARTS: Final = 20
+_CUT_OFF_S: Final = 0.1
 _SIGKILL: Final = signal.SIGKILL.value
 _INTERRUPT: Final = signal.SIGINT.value
 _POKE: Final = signal.SIGURG.value
@@ -111,6 +113,7 @@ class ProcessExecutor(Executor):
         self._poll.register(self._woken, select.POLLIN)
         self._polling = False
         self._looked_at_output = 0.0
+        self._watch_output_s = _WATCH_OUTPUT_S
         self._closed = False
         self._source: Any = None
         self._pid = os.getpid()
@@ -263,7 +266,7 @@ class ProcessExecutor(Executor):
         with self._lock:
             # Those who submit start workers and give them work meanwhile.
             if self._used or any(worker.tasks for worker in self._workers.values()):
-                limit_s = _WATCH_OUTPUT_S
+                limit_s = self._watch_output_s
                 if any(worker.n_items_over_one for worker in self._workers.values()):
                     limit_s = _STALL_S
         if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
@@ -300,9 +303,15 @@ class ProcessExecutor(Executor):
             elif kind == ch.REQUEST:
                 self._request(worker, bytes(body))
         if not alive and worker.fd in self._by_fd:
-            # The process may still run, if a job closed its descriptors: it can never report, so it ends now.
             self._poll.unregister(worker.fd)
             del self._by_fd[worker.fd]
+            # Most likely it is dead, and the template about to tell of what. But a job may have closed its
+            # descriptors: then it runs on and can never report.
+            self._source.call_later(_CUT_OFF_S, lambda: self._end_cut_off(worker))
+
+    def _end_cut_off(self, worker: WorkerHandle) -> None:
+        if not worker.dead:
+            worker.cut_off = True
             self._signal(worker, _SIGKILL)
 
     def _finish(self, worker: WorkerHandle, position: int, n: int, outcome: bytes) -> None:
@@ -378,7 +387,7 @@ class ProcessExecutor(Executor):
         self._vacate(worker)
         current = worker.slots[ch.CURRENT]
         never_ran = current == ch.NO_LIMIT
-        reason, exitcode, own_fault = describe_death(status, worker.pid)
+        reason, exitcode, own_fault = describe_death(status, worker.pid, cut_off=worker.cut_off)
         if never_ran and worker.tasks:
             self._failed_starts += 1
         killed = os.WIFSIGNALED(status) and not own_fault
@@ -431,11 +440,11 @@ class ProcessExecutor(Executor):
                     worker.seen_at = now + 0.1
                     self._signal(worker, _POKE)
                     self._take_back([worker])
-        if self._capture and now - self._looked_at_output > _WATCH_OUTPUT_S:
+        if self._capture and now - self._looked_at_output > self._watch_output_s:
             self._looked_at_output = now
-            for worker in self._workers.values():
-                if worker.tasks:
-                    worker.limit_output()
+            # Idle ones too: what a job printed last is still there.
+            n_flooded = sum(worker.limit_output() for worker in self._workers.values())
+            self._watch_output_s = _WATCH_FLOOD_S if n_flooded else _WATCH_OUTPUT_S
 
     def take_back(self) -> None:
         self._take_back(list(self._workers.values()))

@@ -59,6 +59,7 @@ class WorkerHandle:
         taking_back: Position up to which work was taken back and the worker has not confirmed, or None.
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
         retired: It is to end; it gets no more work.
+        cut_off: It lives and its socket is closed: a job of its did that.
     """
 
     def __init__(self, number: int, settings: dict[str, Any], *, capture: bool) -> None:
@@ -74,6 +75,7 @@ class WorkerHandle:
         self.kill_at: int | None = None
         self.retired = False
         self.dead = False
+        self.cut_off = False
         self.began = 0.0
         self.seen_current = -1
         self.seen_at = 0.0
@@ -295,11 +297,13 @@ class WorkerHandle:
         )
         return out, err
 
-    def limit_output(self) -> None:
-        """Give back the memory of output that nobody will see."""
-        if self._captures:
-            for index, fd in enumerate(self.output_fds):
-                self._freed[index] = free_pages(fd, self._limit_bytes, self._freed[index])
+    def limit_output(self) -> bool:
+        """Give back the memory of output that nobody will see; True if there was much."""
+        if not self._captures:
+            return False
+        freed = [free_pages(fd, self._limit_bytes, self._freed[at]) for at, fd in enumerate(self.output_fds)]
+        before, self._freed = self._freed, freed
+        return freed != before
 
     def close(self) -> None:
         """Close our descriptors; a live worker then ends by itself. Idempotent."""
@@ -338,9 +342,11 @@ def _extras(env_vars: dict[str, str] | None) -> bytes:
     return len(content).to_bytes(4, "little") + content
 
 
-def describe_death(status: int, pid: int) -> tuple[str, int | None, bool]:
+def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str, int | None, bool]:
     """(what happened in words, exit code or minus signal, whether the job itself did it) of a wait status."""
     who = f"The job's worker process (pid {pid})"
+    if cut_off:
+        return f"{who} was ended: the job closed its connection, a file descriptor.", None, True
     if status <= -1000:
         return f"The job's worker process could not be started: {os.strerror(-1000 - status)}.", None, False
     if os.WIFSIGNALED(status):

@@ -94,6 +94,10 @@ class MemoryStore(Store):
         at = bisect_right(self._maps, batch.jid0, key=_first_jid) - 1
         if at < 0 or self._maps[at] is not batch:
             return  # its last job was forgotten before
+        if stop - start == batch.n and batch.sealed:
+            self._deleted.pop(batch.jid0, None)
+            del self._maps[at]
+            return
         deleted = self._deleted.setdefault(batch.jid0, set())
         deleted.update(range(start, stop))
         if len(deleted) == batch.n and batch.sealed:

@@ -6,6 +6,7 @@ too, and the engine can read what a running job has printed so far.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import sys
@@ -65,7 +66,8 @@ class Capture:
         self._starts = [ch.CAPTURE_START, ch.CAPTURE_START]
         # A job may close 1 and 2, or put other files in their place.
         self._files = [out_of_reach(1), out_of_reach(2)]
-        self._streams = [self._stream(0), self._stream(1)]
+        self._input = out_of_reach(0)
+        self._streams: list[Any] = [self._stream(0), self._stream(1)]
         self._install_streams()
 
     def _stream(self, index: int) -> _Text:
@@ -78,6 +80,12 @@ class Capture:
         sys.stdout, sys.stderr = self._streams
         vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)
 
+    def keep(self) -> None:
+        """What stands in the place of our streams now stays: an initializer put it there."""
+        for index, stream in enumerate((sys.stdout, sys.stderr)):
+            if hasattr(stream, "flush"):
+                self._streams[index] = stream
+
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""
         streams = self._streams
@@ -87,15 +95,32 @@ class Capture:
             except (OSError, ValueError):
                 # The job closed, broke or detached its stream; what reached the file is still there.
                 streams[index] = self._stream(index)
-        taken = self._since(0), self._since(1)
-        if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+        try:
+            taken = self._since(0), self._since(1)
+        except OSError:
+            taken = b"", b""  # the job closed every descriptor: nobody will hear of it from here
+        now = vars(sys).get
+        if now("stdout") is not streams[0] or now("stderr") is not streams[1] or now("__stderr__") is not streams[1]:
             self._install_streams()
         return taken
 
+    def restore_input(self) -> None:
+        """Open stdin again, if a job closed it: the next file that is opened would become it."""
+        if not _is_open(0):
+            try:
+                os.dup2(self._input, 0)
+            except OSError:
+                pass  # the job closed our copy as well
+
     def _since(self, index: int) -> bytes:
+        if not self._captured:
+            # What the job put in the place of the program's own descriptor is its business.
+            if not _is_open(index + 1):
+                os.dup2(self._files[index], index + 1)
+            return b""
         start = self._starts[index]
         try:
-            end = os.lseek(index + 1, 0, os.SEEK_END) if self._captured else -1
+            end = os.lseek(index + 1, 0, os.SEEK_END)
         except OSError:
             end = -1  # closed, or no longer a file
         if end == start:
@@ -103,8 +128,6 @@ class Capture:
         file = self._files[index]
         if not _same_file(index + 1, file):
             os.dup2(file, index + 1)
-        if not self._captured:
-            return b""
         end = self._starts[index] = os.lseek(file, 0, os.SEEK_END)
         if end < start:
             return b""  # the job truncated it
@@ -114,6 +137,14 @@ class Capture:
     def starts(self) -> list[int]:
         """Where the output of the running job begins in each file."""
         return self._starts
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def _same_file(fd: int, other: int) -> bool:

@@ -167,6 +167,7 @@ class Worker:
 
         self._initialization.run(load)
         self._surroundings.keep()
+        self._capture.keep()
 
     def _on_identity(self, body: Any) -> None:
         number, program_pid = ch.IDENTITY_HEAD.unpack_from(body)
@@ -371,6 +372,7 @@ class Worker:
             if os.getpid() != self.pid:
                 os._exit(0)  # a child that the job forked and that returned into our loop
             self._surroundings.restore()
+            self._capture.restore_input()
             self._dirty[0] = False
 
     def _hold(self, position: int, n: int, outcome: bytes) -> None:
@@ -380,6 +382,8 @@ class Worker:
 
     def _flush(self) -> None:
         held, self._held = self._held, []
+        if held and os.getpid() != self.pid:
+            os._exit(0)  # a child that C code of the job forked, and that returned into our loop
         plain: list[bytes] = []
         for frame, segment in held:
             if segment is not None:
