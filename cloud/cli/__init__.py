@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, command = split_command(words)
     output = Output(as_json="--json" in words, debug="--debug" in words)
     try:
-        options = _parser().parse_args(words)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(words)
+        if unknown:
+            remedy = "write -- before a command with options" if getattr(options, "verb", "") == "exec" else "see 'cloud --help'"
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}; {remedy}")
         if "run" not in options:
             raise UsageError("no command was given; see 'cloud --help'")
         if command is not None:
@@ -56,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     from cloud import __version__
 
-    parser = Parser(prog="cloud", description="Run jobs, and look after files, crons, keys and settings.", epilog=_EPILOG)
+    parser = Parser(
+        prog="cloud", description="Run jobs, and look after files, crons, keys and settings.", epilog=_EPILOG
+    )
     parser.add_argument("--version", action="version", version=f"cloud {__version__}")
     commands = parser.add_commands("COMMAND")
     for group in (execute, jobs, files, cron, config, account):

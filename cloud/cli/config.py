@@ -19,7 +19,9 @@ def add_to(commands: Commands) -> None:
     group = commands.add("config", None, "show and write the settings").add_commands("ACTION")
     group.add("show", _show, "print every setting, its value and where that comes from")
     parser = group.add("write", _write, "write the settings as an annotated cloudconf.py")
-    parser.add_argument("path", metavar="PATH", nargs="?", help="file to write; default: what 'cloud config path' prints")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="file to write; default: what 'cloud config path' prints"
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
     group.add("path", _path, "print where cloudconf.py is looked for")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -15,7 +14,7 @@ from cloud.cli.output import OK, Output, UsageError
 from cloud.cli.streams import Streams, terminal
 from cloud.errors import CloudException
 
-__all__ = ["add_to", "run_command"]
+__all__ = ["add_to", "run_command", "show_printed"]
 
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
@@ -31,7 +30,8 @@ def add_to(commands: Commands) -> None:
         "exec",
         _exec,
         "run a command, or a Python function, as a job and wait for it",
-        usage="cloud exec [options] -- COMMAND ARGS...\n       cloud exec [options] --function MODULE:FUNCTION [JSON...]",
+        usage="cloud exec [options] -- COMMAND ARGS...\n"
+        "       cloud exec [options] --function MODULE:FUNCTION [JSON]...",
         epilog="A single word, such as 'ls | wc -l', is a line for the shell; several are a program and its "
         "arguments. The command's exit code is that of cloud exec. Ctrl-C kills the job.",
     )
@@ -53,23 +53,22 @@ def _exec(options: argparse.Namespace, output: Output) -> int:
     return _exec_command(options.command, given, output)
 
 
-def _exec_function(
-    function: Callable[..., Any], arguments: list[Any], reserved: dict[str, Any], output: Output
-) -> int:
+def _exec_function(function: Callable[..., Any], arguments: list[Any], reserved: dict[str, Any], output: Output) -> int:
     cloud = current.cloud()
     jid = cloud.call(function, *arguments, **reserved)
     try:
         value = _or_kill(jid, lambda: cloud.result(jid))
     except CloudException:
-        _show_printed(cloud.info(jid, ("stdout", "stderr"))[jid], output)
+        show_printed(cloud.info(jid, ("stdout", "stderr"))[jid], output)
         raise
     facts = cloud.info(jid, ("stdout", "stderr", "runtime"))[jid]
-    _show_printed(facts, output)
+    show_printed(facts, output)
     output.show({"jid": jid, "result": value, **facts}, repr(value))
     return OK
 
 
-def _show_printed(facts: dict[str, Any], output: Output) -> None:
+def show_printed(facts: dict[str, Any], output: Output) -> None:
+    """Print what a job printed, unless a document is to be all that is printed."""
     if not output.as_json:
         terminal("stdout")(facts["stdout"].encode("utf-8", "replace"))
         terminal("stderr")(facts["stderr"].encode("utf-8", "replace"))
@@ -114,8 +113,6 @@ def run_command(command: list[str], out_path: str, err_path: str) -> int:
     """
     with open(out_path, "wb", buffering=0) as out, open(err_path, "wb", buffering=0) as err:
         words = ["/bin/sh", "-c", command[0]] if len(command) == 1 else command
-        # What our own streams hold would come out twice: here, and in the child.
-        sys.stdout.flush()
         try:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         except OSError as exc:

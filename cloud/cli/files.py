@@ -22,7 +22,9 @@ def add_to(commands: Commands) -> None:
 
     parser = group.add("put", _put, "store a file")
     parser.add_argument("path", metavar="PATH", help="file to store; - is standard input")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="name to store it under; default: the last part of PATH")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="name to store it under; default: the last part of PATH"
+    )
 
     parser = group.add("get", _get, "fetch a file")
     parser.add_argument("name", metavar="NAME", help="its name")

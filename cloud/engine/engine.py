@@ -18,17 +18,18 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
+from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches
 from cloud.engine.waiting import Timer, Waiting
+from cloud.engine.waits import Wait, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
-    DEFAULT_OPTIONS,
     DONE,
     ERROR,
     ERROR_TEXT,
@@ -51,10 +52,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-_LONG_S: Final = 0.002
-"""Items that take longer are not sent ahead at all."""
-
-_MAX_TASKS: Final = 256
 _MAX_LOSSES: Final = 3
 """Attempts at a restartable job whose worker was killed from outside; then it is an error."""
 
@@ -88,8 +85,7 @@ class Engine(Source):
         self._max_nesting = max_nesting
         self._max_kept = max_kept
         self._kept: deque[Batch] = deque()
-        self._queues: dict[int, deque[Batch]] = {}
-        self._priorities: list[int] = []
+        self._queue = Queue(executor)
         self._unfinished = 0
         self._killing: dict[tuple[int, int], bytes] = {}
         self._cancelling = False
@@ -230,7 +226,7 @@ class Engine(Source):
         if batch.n_waiting_on:
             self.waiting.need_helper()
             return
-        self._enqueue(batch)
+        self._queue.put(batch)
         self.executor.wake()
         self.waiting.need_helper()
 
@@ -242,77 +238,21 @@ class Engine(Source):
         stalled = pack_outcome(STALLED, [(ERROR_TEXT, b"Could not start due to dependency erroring")])
         try:
             for each in self._stalling:
-                for start, n in _runs_of(each, (WAITING, QUEUED)):
+                for start, n in runs_of(each, (WAITING, QUEUED)):
                     self.finish(each, start, n, stalled)
         finally:
             self._stalling.clear()
 
-    # --- the queue ----------------------------------------------------------------------------------------------------
-
-    def _enqueue(self, batch: Batch, *, first: bool = False) -> None:
-        if batch.queued:
-            return
-        batch.queued = True
-        priority = batch.options.priority
-        queue = self._queues.get(priority)
-        if queue is None:
-            queue = self._queues[priority] = deque()
-            self._priorities = sorted(self._queues)
-        if first:
-            queue.appendleft(batch)
-        else:
-            queue.append(batch)
+    # --- giving work out ----------------------------------------------------------------------------------------------
 
     @property
     def has_queued(self) -> bool:
         """True when something might be claimed."""
-        return not self._cancelling and any(self._queues.values())
+        return not self._cancelling and bool(self._queue)
 
     def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
         """Work for one worker; see ``Source.claim``."""
-        tasks: list[Task] = []
-        if self._cancelling:
-            return tasks
-        spent_s = 0.0
-        for priority in self._priorities:
-            queue = self._queues[priority]
-            while queue:
-                batch = queue[0]
-                run = batch.next_free()
-                if run is None:
-                    queue.popleft()
-                    batch.queued = False
-                    continue
-                options, mean_s = batch.options, batch.function.mean_s
-                if options.cores > free_slots:
-                    return tasks
-                start, stop = run
-                alone = options is not DEFAULT_OPTIONS and options.alone
-                whole = self.executor.whole_chunks
-                if alone or whole or not 0.0 < mean_s <= _LONG_S:
-                    if not tasks and idle:
-                        stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
-                        tasks.append(Task(batch, start, stop))
-                        batch.take_free(stop)
-                    return tasks
-                if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
-                    return tasks
-                if batch.arguments is None:
-                    stop = self._share(batch, start, stop, room_s - spent_s, mean_s)
-                tasks.append(Task(batch, start, stop))
-                batch.take_free(stop)
-                spent_s += mean_s * (stop - start)
-        return tasks
-
-    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> int:
-        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end."""
-        chunk = batch.chunk_at(start)
-        n = max(1, min(stop, chunk.start + chunk.n) - start)
-        n = min(n, max(1, int(room_s / mean_s)))
-        if mean_s * n > _LONG_S / 8:
-            left = batch.n - start
-            n = min(n, max(1, left // (2 * self.executor.n_slots)))
-        return start + n
+        return [] if self._cancelling else self._queue.claim(free_slots, room_s, idle=idle)
 
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
@@ -321,7 +261,7 @@ class Engine(Source):
                 # Its worker died before it began the item: there is nobody left to be told of the kill.
                 self.finish(batch, index, 1, pack_outcome(KILLED, [(ERROR_TEXT, why)]))
         batch.put_free(start, stop, first=True)
-        self._enqueue(batch, first=True)
+        self._queue.put(batch, first=True)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -441,7 +381,7 @@ class Engine(Source):
         self._check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         with self.lock:
-            wait = _Wait(self.store.runs(jids))
+            wait = Wait(self.store.runs(jids))
             if stop_on_error and wait.has_failed():
                 return None
             if wait.all_final():
@@ -453,7 +393,7 @@ class Engine(Source):
         with self.lock:
             return None if wait.failed else wait.unfinished()
 
-    def _drive_to_failure(self, wait: _Wait, deadline: float | None) -> None:
+    def _drive_to_failure(self, wait: Wait, deadline: float | None) -> None:
         try:
             with self._changing:
                 wait.failures = self._failures
@@ -494,7 +434,7 @@ class Engine(Source):
                     over[0] = True
                     action()
 
-            if stop_on_error and _Wait(runs).has_failed():
+            if stop_on_error and Wait(runs).has_failed():
                 runs = []
             for batch, start, stop in runs:
                 states = batch.states
@@ -524,7 +464,7 @@ class Engine(Source):
         self._check_open()
         with self._changing:
             for batch, start, stop in self.store.runs(jids):
-                for low, n in _runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
+                for low, n in runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
                     notify(batch.jid0 + low, n, batch.states[low])
                 if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
                     self._watch(
@@ -541,7 +481,7 @@ class Engine(Source):
             codes = bytearray()
             running = self.executor.running()
             for batch, start, stop in self.store.runs(jids):
-                codes += _codes(batch, start, stop, running)
+                codes += status_codes(batch, start, stop, running)
             return codes
 
     def outcomes(self, jids: Jids) -> list[tuple[int, int, int, bytes]]:
@@ -596,7 +536,7 @@ class Engine(Source):
                 name = batch.function.name
                 if function is not None and name != function and not name.endswith(f".{function}"):
                     continue
-                codes = None if wanted is None else _codes(batch, 0, batch.n, running)
+                codes = None if wanted is None else status_codes(batch, 0, batch.n, running)
                 found += [
                     batch.jid0 + index
                     for index in range(batch.n)
@@ -641,7 +581,7 @@ class Engine(Source):
         killed = pack_outcome(KILLED, [(ERROR_TEXT, b"Killed")])
         for batch, start, stop in runs:
             begun = sorted(index for its_batch, index in held if its_batch is batch and start <= index < stop)
-            for low, n in _runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
+            for low, n in runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
                 self.finish(batch, low, n, killed)
             for index in begun:
                 if batch.states[index] < DONE:
@@ -694,118 +634,6 @@ class Engine(Source):
     def serve_requests(self, handler: Callable[..., None]) -> None:
         """Who answers verbs used inside jobs."""
         self._on_request = handler
-
-
-class _Wait:
-    """How far a wait for many jobs has come; looks at each job once."""
-
-    __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "seen_failures")
-
-    def __init__(self, runs: list[tuple[Batch, int, int]]) -> None:
-        self._runs = runs
-        self._at = 0
-        self._low = runs[0][1] if runs else 0
-        self._wanted: dict[int, list[tuple[int, int]]] | None = None
-        self.failures: list[tuple[Batch, int, int]] | None = None
-        self.seen_failures = 0
-        self.failed = False
-
-    def has_failed(self) -> bool:
-        for batch, start, stop in self._runs:
-            states = batch.states
-            if states[start] > DONE or (
-                stop - start > 1 and any(states.find(code, start, stop) >= 0 for code in (ERROR, KILLED, STALLED))
-            ):
-                self.failed = True
-                return True
-        return False
-
-    def done(self) -> bool:
-        failures = self.failures
-        if failures is not None and len(failures) > self.seen_failures and self._meets(failures):
-            return True
-        return self.all_final()
-
-    def all_final(self) -> bool:
-        runs, at = self._runs, self._at
-        while at < len(runs):
-            batch, _, stop = runs[at]
-            if batch.n_final != batch.n or not batch.sealed:
-                states, low = batch.states, self._low
-                if states[low] < DONE:
-                    self._at = at
-                    return False
-                if stop - low > 1:
-                    queued = states.find(QUEUED, low, stop)
-                    # No further than that: looking at the rest each time would make long maps quadratic.
-                    waiting = states.find(WAITING, low, stop if queued < 0 else queued)
-                    if queued >= 0 or waiting >= 0:
-                        self._at, self._low = at, queued if waiting < 0 else waiting
-                        return False
-            at += 1
-            if at < len(runs):
-                self._low = runs[at][1]
-        self._at = at
-        return True
-
-    def _meets(self, failures: list[tuple[Batch, int, int]]) -> bool:
-        if self._wanted is None:
-            self._wanted = {}
-            for batch, start, stop in self._runs:
-                self._wanted.setdefault(batch.jid0, []).append((start, stop))
-        for batch, low, n in failures[self.seen_failures :]:
-            for start, stop in self._wanted.get(batch.jid0, ()):
-                if low < stop and start < low + n:
-                    self.failed = True
-                    return True
-        self.seen_failures = len(failures)
-        return False
-
-    def unfinished(self) -> list[int]:
-        if self.all_final():
-            return []
-        return [
-            batch.jid0 + index
-            for batch, start, stop in self._runs[self._at :]
-            for index in range(start, stop)
-            if batch.states[index] < DONE
-        ]
-
-
-def _end_of_chunk(batch: Batch, index: int) -> int:
-    chunk = batch.chunk_at(index)
-    return chunk.start + chunk.n
-
-
-def _codes(batch: Batch, start: int, stop: int, running: list[tuple[Batch, int]]) -> bytearray:
-    """Status codes of a run of items, those that run included."""
-    codes = batch.states[start:stop]
-    for its_batch, index in running:
-        if its_batch is batch and start <= index < stop and codes[index - start] == QUEUED:
-            codes[index - start] = PROCESSING
-    return codes
-
-
-def _runs_of(
-    batch: Batch, codes: tuple[int, ...], start: int = 0, stop: int | None = None, besides: Iterable[int] = ()
-) -> Iterator[tuple[int, int]]:
-    """(start, n) of consecutive items in one of the states; computed before the first is yielded."""
-    skip = frozenset(besides)
-    states = batch.states
-    found: list[tuple[int, int]] = []
-    low = start
-    end = batch.n if stop is None else stop
-    while low < end:
-        if states[low] not in codes or low in skip:
-            low += 1
-            continue
-        high = low + 1
-        code = states[low]
-        while high < end and states[high] == code and high not in skip:
-            high += 1
-        found.append((low, high - low))
-        low = high
-    return iter(found)
 
 
 def _as_killed(outcome: bytes, why: bytes) -> bytes:

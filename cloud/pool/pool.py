@@ -273,7 +273,7 @@ class Pool:
             self.submitted()
 
     def submitted(self) -> None:
-        """An iterable was read to its end, or the pool was closed; when both are so, workers end as they become idle."""
+        """An iterable was read to its end, or the pool closed; when both are so, workers end as they become idle."""
         if self._state == _CLOSE and all(each.submitted for each in self.ledger.open()):
             self._place.dismiss()
 

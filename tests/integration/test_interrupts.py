@@ -25,6 +25,7 @@ def test_ctrl_c_interrupts_a_wait_and_leaves_the_jobs_running(program: Start) ->
                 time.sleep(0.005)
             return os.getpid()
         jids = [cloud.call(patient) for _ in range(2)]
+        while cloud.status(jids) != ["processing"] * 2: time.sleep(0.001)
         for wait in (cloud.result, cloud.join, lambda jids: list(cloud.iresult(jids)), lambda jids: cloud.result(jids, timeout=60)):
             print("waiting", flush=True)
             try:
@@ -160,7 +161,7 @@ def test_the_programs_own_handler_runs_during_a_wait(program: Start) -> None:
         started.signal(number)
         assert started.wait_for("handled", str(int(number))) == ["True"]
         assert not started.saw("after")
-    assert started.succeeded().endswith("after value\n")
+    assert "after value\n" in started.succeeded()
 
 
 def test_handlers_are_the_programs_again_after_each_verb(program: Start) -> None:
@@ -245,6 +246,7 @@ def test_asyncio_ctrl_c(program: Start) -> None:
         import asyncio, time
         import cloud.mp as cloud
         jid = cloud.call(lambda: time.sleep(0.8) or "value")
+        while cloud.status(jid) != "processing": time.sleep(0.001)
         async def main():
             print("waiting", flush=True)
             return await cloud.aresult(jid)
@@ -256,8 +258,7 @@ def test_asyncio_ctrl_c(program: Start) -> None:
         """
     )
     started.wait_for("waiting")
-    with open(f"/proc/{started.pid}/task/{started.pid}/syscall"):
-        until(lambda: _in_epoll(started.pid), "the loop waits")
+    until(lambda: _in_epoll(started.pid), "the loop waits")
     started.signal(signal.SIGINT)
     assert started.succeeded() == "waiting\ninterrupted processing\nvalue\n"
 

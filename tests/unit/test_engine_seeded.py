@@ -559,7 +559,7 @@ class Scenario:
             promise.check()
         engine, waiting = self.engine, self.engine.waiting
         self.executor.wake()
-        check(not engine.has_queued, "something is queued: {}", engine._queues)
+        check(not engine.has_queued, "something is queued: {}", engine._queue)
         check(engine._unfinished == 0, "{} jobs are counted as unfinished", engine._unfinished)
         check(not engine._killing, "kills are remembered: {}", engine._killing)
         check(not engine._failures and not engine._n_watching_failures, "failures are remembered")

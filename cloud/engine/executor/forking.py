@@ -66,7 +66,7 @@ def _become_template(ours: int, theirs: int, inherited: Inherited) -> NoReturn:
         gc.freeze()
         Template(socket.socket(fileno=theirs), (), inherited).run()
     except BaseException:  # noqa: BLE001 - not a frame of the program's may see it
-        sys.__excepthook__(*sys.exc_info())  # type: ignore[arg-type]
+        sys.__excepthook__(*sys.exc_info())
     finally:
         os._exit(0)
 

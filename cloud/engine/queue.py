@@ -1,0 +1,96 @@
+"""The queue of jobs that are ready: by priority, then in order; and how much of it a worker is given at once."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from cloud.engine.executor.base import Executor, Task
+from cloud.engine.store.base import Batch
+from cloud.jobs import DEFAULT_OPTIONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_LONG_S: Final = 0.002
+"""Items that take longer are not sent ahead at all."""
+_MAX_TASKS: Final = 256
+
+
+class Queue:
+    """Batches with items to give out.
+
+    Args:
+        executor: Whose workers take them.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._queues: dict[int, deque[Batch]] = {}
+        self._priorities: list[int] = []
+
+    def __bool__(self) -> bool:
+        return any(self._queues.values())
+
+    def put(self, batch: Batch, *, first: bool = False) -> None:
+        """Queue a batch by its priority, behind the others or before them, unless it is queued already."""
+        if batch.queued:
+            return
+        batch.queued = True
+        priority = batch.options.priority
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = deque()
+            self._priorities = sorted(self._queues)
+        if first:
+            queue.appendleft(batch)
+        else:
+            queue.append(batch)
+
+    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+        """Take work for one worker; see ``Source.claim``."""
+        tasks: list[Task] = []
+        spent_s = 0.0
+        for priority in self._priorities:
+            queue = self._queues[priority]
+            while queue:
+                batch = queue[0]
+                run = batch.next_free()
+                if run is None:
+                    queue.popleft()
+                    batch.queued = False
+                    continue
+                options, mean_s = batch.options, batch.function.mean_s
+                if options.cores > free_slots:
+                    return tasks
+                start, stop = run
+                alone = options is not DEFAULT_OPTIONS and options.alone
+                whole = self._executor.whole_chunks
+                if alone or whole or not 0.0 < mean_s <= _LONG_S:
+                    if not tasks and idle:
+                        stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
+                        tasks.append(Task(batch, start, stop))
+                        batch.take_free(stop)
+                    return tasks
+                if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
+                    return tasks
+                if batch.arguments is None:
+                    stop = self._share(batch, start, stop, room_s - spent_s, mean_s)
+                tasks.append(Task(batch, start, stop))
+                batch.take_free(stop)
+                spent_s += mean_s * (stop - start)
+        return tasks
+
+    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> int:
+        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end."""
+        n = max(1, min(stop, _end_of_chunk(batch, start)) - start)
+        n = min(n, max(1, int(room_s / mean_s)))
+        if mean_s * n > _LONG_S / 8:
+            left = batch.n - start
+            n = min(n, max(1, left // (2 * self._executor.n_slots)))
+        return start + n
+
+
+def _end_of_chunk(batch: Batch, index: int) -> int:
+    chunk = batch.chunk_at(index)
+    return chunk.start + chunk.n

@@ -1,0 +1,140 @@
+"""What the pools of these tests run. Light to import: each worker does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.integration.jobs import note
+
+STATE: list[Any] = []
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def describe(*args: Any, **kwargs: Any) -> str:
+    return f"{args} {sorted(kwargs.items())}"
+
+
+def pair(x: Any) -> tuple[Any, Any]:
+    return x, x
+
+
+def fail_if_odd(x: int) -> int:
+    if x % 2:
+        raise KeyError(x, "odd")
+    return x
+
+
+def slow_if_zero(x: int) -> int:
+    if x == 0:
+        time.sleep(0.2)
+    return x
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def pid_of(_: Any) -> int:
+    return os.getpid()
+
+
+def items_then_error(n: int) -> Iterator[int]:
+    yield from range(n)
+    raise LookupError("the iterable ends badly")
+
+
+class BadlyMade(Exception):
+    """Pickles, and cannot be rebuilt."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_badly_made() -> None:
+    raise BadlyMade(1, 2)
+
+
+class Chained(Exception):
+    """Has more than arguments."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.when = 42
+
+
+def raise_chained() -> None:
+    try:
+        raise OSError(5, "first")
+    except OSError as exc:
+        raise Chained("second") from exc
+
+
+def raise_this(error: BaseException) -> None:
+    raise error
+
+
+# --- initializers -----------------------------------------------------------------------------------------------------
+
+
+def remember(*values: Any) -> None:
+    STATE[:] = values
+
+
+def remembered(*_: Any) -> tuple[int, list[Any]]:
+    return os.getpid(), STATE
+
+
+def remember_and_note(witness: str, *values: Any) -> None:
+    STATE[:] = values
+    note(witness, "init", os.getpid())
+
+
+def settle_in(folder: str) -> None:
+    """Change all that surrounds the jobs of a worker."""
+    import signal
+
+    os.chdir(folder)
+    os.environ["SETTLED"] = "yes"
+    os.environ.pop("UNWANTED", None)
+    sys.path.insert(0, folder)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def surroundings(disturb: bool) -> tuple[Any, ...]:
+    import signal
+
+    seen = (
+        os.getcwd(),
+        os.environ.get("SETTLED"),
+        os.environ.get("UNWANTED"),
+        sys.path[0],
+        signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN,
+    )
+    if disturb:
+        os.chdir("/")
+        os.environ["SETTLED"] = "no"
+        sys.path[:] = []
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    return seen
+
+
+def refuse() -> None:
+    raise ValueError("this initializer always fails")
+
+
+def add_to_shared(n: int) -> None:
+    value = STATE[0]
+    with value.get_lock():
+        value.value += n
+
+
+def put_on_shared(item: Any) -> None:
+    STATE[0].put(item)
