@@ -81,9 +81,7 @@ class _Process:
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         if self.uses_simulator():
-            return open_backend(
-                "simulator", self.settings, jids=self.jids(), **self.simulator_options
-            )
+            return open_backend("simulator", self.settings, jids=self.jids(), **self.simulator_options)
         if self.credentials() is not None:
             from cloud.errors import UnsupportedOperation
 
@@ -166,8 +164,8 @@ class _Process:
                 if present is not None:
                     present.close()
                 jobs = Jobs(_dumps, _submit, _is_finished, _kill, self._now)
-                self._resources = Resources(home, jobs, simulated=simulated)
-            return self._resources
+                present = self._resources = Resources(home, jobs, simulated=simulated)
+            return present
 
     def _now(self) -> datetime:
         from datetime import UTC, datetime

@@ -121,12 +121,7 @@ class JobOptions:
     @property
     def alone(self) -> bool:
         """True when the job must not share a message with others: it needs care of its own."""
-        return (
-            self.max_runtime_s is not None
-            or self.kill_process
-            or self.cores > 1
-            or self.profile
-        )
+        return self.max_runtime_s is not None or self.kill_process or self.cores > 1 or self.profile
 
     def as_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, JSON-able."""
@@ -462,9 +457,7 @@ def pack_value(
     tag: int, value: bytes, pid: int, started: float, runtime_s: float, user_s: float, system_s: float, rss_kb: int
 ) -> bytes:
     """``pack_outcome`` for the common case, DONE with one section, in one step."""
-    return (
-        _VALUE_HEADER.pack(DONE, 1, 0, pid, started, runtime_s, user_s, system_s, rss_kb, tag, len(value)) + value
-    )
+    return _VALUE_HEADER.pack(DONE, 1, 0, pid, started, runtime_s, user_s, system_s, rss_kb, tag, len(value)) + value
 
 
 def unpack_value(raw: bytes) -> tuple[int, bytes] | None:

@@ -78,7 +78,9 @@ def events() -> list[Event]:
     Raises:
         UnsupportedOperation: No simulation is running.
     """
-    return [Event(datetime.fromtimestamp(when, UTC), *rest) for when, *rest in _executor().events]
+    return [
+        Event(datetime.fromtimestamp(when, UTC), jid, attempt, what) for when, jid, attempt, what in _executor().events
+    ]
 
 
 def _executor() -> SimulatedExecutor:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -194,7 +195,7 @@ def _members(cls: type) -> str:
         return f"Its fields: {', '.join(f'`{name}`' for name in cls._fields)}."
     rows = []
     for name, value in vars(cls).items():
-        if name.startswith("_") or not (value.__doc__ or "").strip():
+        if name.startswith("_") or not (value.__doc__ or "").strip() or not _is_for_users(cls, name):
             continue
         if inspect.isfunction(value):
             shown = _signature(name, value).replace("self, ", "", 1).replace("(self)", "()")
@@ -202,6 +203,16 @@ def _members(cls: type) -> str:
         elif isinstance(value, property):
             rows.append(f"- `{name}`: {first_line(value.__doc__)}")
     return "**Methods**\n\n" + "\n".join(rows) if rows else ""
+
+
+def _is_for_users(cls: type, name: str) -> bool:
+    """False for what a class that stands in for one of the standard library has for the rest of its package only."""
+    said = cls.__doc__ or ""
+    original = re.search(r"Source: ``((?:\w+\.)+)(\w+)``", said)
+    if original is None:
+        return True
+    stands_in_for = getattr(importlib.import_module(original[1].rstrip(".")), original[2], None)
+    return stands_in_for is None or hasattr(stands_in_for, name) or f"``{name}``" in said
 
 
 def _signature(name: str, value: Any) -> str:

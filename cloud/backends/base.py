@@ -72,9 +72,7 @@ class Backend(ABC):
     datalog: DataLog | None = None
 
     @abstractmethod
-    def submit(
-        self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None
-    ) -> int:
+    def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:
         """Take one call; its jid. ``context``: its pickled surroundings if not those of this process now."""
 
     @abstractmethod
@@ -86,9 +84,7 @@ class Backend(ABC):
         """Block until all are final, one has failed (``stop_on_error``: None) or the time is up; jids not final then."""
 
     @abstractmethod
-    def when_final(
-        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
-    ) -> Callable[[], None]:
+    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         """Call ``action()`` from any thread, once, when all are final or, with ``stop_on_error``, one has failed.
 
         Returns:

@@ -122,9 +122,7 @@ class LocalBackend(Backend):
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
 
-    def when_final(
-        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
-    ) -> Callable[[], None]:
+    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         return self.engine.when_final(jids, action, stop_on_error=stop_on_error)
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:

@@ -161,9 +161,11 @@ class NestedRequests:
                 # Deleted meanwhile, or purged. Nobody above could answer: this is called where a job's end is recorded.
                 _refuse(exc, reply)
                 return
-            unfinished = None if content["stop_on_error"] and max(codes, default=0) > DONE else [
-                jid for jid, code in zip(jids, codes, strict=True) if code < DONE
-            ]
+            unfinished = (
+                None
+                if content["stop_on_error"] and max(codes, default=0) > DONE
+                else [jid for jid, code in zip(jids, codes, strict=True) if code < DONE]
+            )
             reply({"unfinished": unfinished})
 
         codes = engine.statuses(jids)
@@ -249,9 +251,7 @@ class NestedRequests:
         reply({"facts": facts}, () if outcome is None else (_inline(outcome.raw),))
 
     def _on_select(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
-        found = self._backend.select(
-            label=content["label"], status=content["status"], function=content["function"]
-        )
+        found = self._backend.select(label=content["label"], status=content["status"], function=content["function"])
         reply({"jids": pack_jids(found)})
 
     def _on_cancel(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:

@@ -29,7 +29,7 @@ def open_simulator(
         output_limit_bytes=settings.output_limit_bytes,
         max_transmit_bytes=settings.max_transmit_data,
         capture=settings.redirect_job_output or settings.force_redirect_job_output,
-        random=Random(seed),  # noqa: S311 - reproducible failures, not secrets
+        random=Random(seed),
         fail=fail,
         lose_worker=lose_worker,
     )

@@ -91,9 +91,7 @@ class WorkerBackend(Backend):
             raise kind(answer["text"], jid=answer["jid"])
         return answer, found
 
-    def submit(
-        self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None
-    ) -> int:
+    def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:
         answer, _ = self.ask(
             "submit",
             function.payload,
@@ -128,9 +126,7 @@ class WorkerBackend(Backend):
         unfinished: list[int] | None = answer["unfinished"]
         return unfinished
 
-    def when_final(
-        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False
-    ) -> Callable[[], None]:
+    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         over = threading.Event()
 
         def wait() -> None:
@@ -183,9 +179,7 @@ class WorkerBackend(Backend):
             facts["outcome"] = Outcome(blobs[0])
         live = facts.get("live")
         if live:
-            facts["live"] = {
-                name: value.encode() if isinstance(value, str) else value for name, value in live.items()
-            }
+            facts["live"] = {name: value.encode() if isinstance(value, str) else value for name, value in live.items()}
         return facts
 
     def select(

@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _parser()
         options, unknown = parser.parse_known_args(words)
         if unknown:
-            remedy = "write -- before a command with options" if getattr(options, "verb", "") == "exec" else "see 'cloud --help'"
+            remedy = (
+                "write -- before a command with options"
+                if getattr(options, "verb", "") == "exec"
+                else "see 'cloud --help'"
+            )
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}; {remedy}")
         if "run" not in options:
             raise UsageError("no command was given; see 'cloud --help'")

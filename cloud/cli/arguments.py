@@ -60,7 +60,9 @@ class Commands:
             run: Carries it out and returns the exit code; None for one that only has commands below it.
             summary: One line for help.
         """
-        parser: Parser = self._places.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **kwargs)
+        parser: Parser = self._places.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **kwargs
+        )
         parser.set_defaults(verb=name, run=run or _only_a_group(parser))
         return parser
 

@@ -172,8 +172,17 @@ def _fire(output: Output) -> int:
         finally:
             stop.set()
             thread.join()
+            _tell_rest(happened, running, output)
             cloud.kill(sorted(running))
+            _tell_rest(happened, running, output)
     return OK
+
+
+def _tell_rest(happened: SimpleQueue[_Event | Exception | None], running: set[int], output: Output) -> None:
+    while not happened.empty():
+        event = happened.get()
+        if isinstance(event, _Event):
+            _tell(event, running, output)
 
 
 def _tell(event: _Event, running: set[int], output: Output) -> None:

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cloud import current
 from cloud.cli.arguments import Commands, load_function, parse_json
@@ -20,8 +20,6 @@ _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 _BY_SIGNAL: Final = 128
 _TERMINATE_S: Final = 0.3
-
-_Value = TypeVar("_Value")
 
 
 def add_to(commands: Commands) -> None:
@@ -57,7 +55,10 @@ def _exec_function(function: Callable[..., Any], arguments: list[Any], reserved:
     cloud = current.cloud()
     jid = cloud.call(function, *arguments, **reserved)
     try:
-        value = _or_kill(jid, lambda: cloud.result(jid))
+        value = cloud.result(jid)
+    except KeyboardInterrupt:
+        cloud.kill(jid)
+        raise
     except CloudException:
         show_printed(cloud.info(jid, ("stdout", "stderr"))[jid], output)
         raise
@@ -83,7 +84,14 @@ def _exec_command(command: list[str], reserved: dict[str, Any], output: Output) 
         jid = cloud.call(run_command, command, *streams.paths, _restartable=False, **reserved)
         call_off = cloud.backend.when_final((jid,), streams.end)
         try:
-            _or_kill(jid, lambda: streams.copy(*sinks))
+            streams.copy(*sinks)
+        except KeyboardInterrupt:
+            cloud.kill(jid)
+            streams.copy(*sinks)  # what the command had to say about that
+            raise
+        except OSError:
+            cloud.kill(jid)  # nobody reads our output any more
+            raise
         finally:
             call_off()
         code: int = cloud.result(jid)
@@ -91,15 +99,6 @@ def _exec_command(command: list[str], reserved: dict[str, Any], output: Output) 
     runtime_s = cloud.info(jid, "runtime")[jid]["runtime"]
     output.show({"jid": jid, "exit_code": code, **texts, "runtime": runtime_s}, "")
     return code
-
-
-def _or_kill(jid: int, wait: Callable[[], _Value]) -> _Value:
-    """Wait; if that is given up, by Ctrl-C or because nobody reads our output, the job ends too."""
-    try:
-        return wait()
-    except (KeyboardInterrupt, OSError):
-        current.cloud().kill(jid)
-        raise
 
 
 def run_command(command: list[str], out_path: str, err_path: str) -> int:

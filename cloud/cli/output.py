@@ -130,7 +130,7 @@ def _sentence(exc: Exception, code: int) -> tuple[str, str]:
     """What happened in one line, and what to do about it."""
     if isinstance(exc, _JOB_ERRORS):
         last = str(exc.parameter).strip().rpartition("\n")[2]
-        remedy = f"--debug, or 'exception' of cloud.info({exc.jid}), shows all of it" if last != exc.parameter else ""
+        remedy = "--debug shows the traceback" if last != exc.parameter else ""
         return f"job {exc.jid} ended with status {exc.status!r}: {last}", remedy
     if isinstance(exc, CloudException):
         return _one_line(str(exc).partition("\nTIP: ")[0]), _one_line(exc.hint or "")

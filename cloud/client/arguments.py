@@ -101,9 +101,7 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str,
 
 def too_large(size: int, limit: int, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Exception:
     """The error for a function or argument over ``max_transmit_data``, with the largest parts named."""
-    parts = sorted(
-        ((len(pickling.dumps(value)), name) for name, value in _named(args, kwargs or {})), reverse=True
-    )
+    parts = sorted(((len(pickling.dumps(value)), name) for name, value in _named(args, kwargs or {})), reverse=True)
     largest = "; ".join(f"{name}: {n} bytes" for n, name in parts[:3])
     error = PayloadTooLarge(
         f"Excessive data ({size} bytes) transmitted; max_transmit_data allows {limit} bytes."

@@ -222,7 +222,9 @@ class Cloud:
         """As ``call``, for faces that keep options apart: every keyword argument is the function's own."""
         backend = self._backend or self._open()
         function = self._pickled(func)
-        return backend.submit(function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options)
+        return backend.submit(
+            function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options
+        )
 
     def open_map(self, func: Callable[..., Any], options: JobOptions) -> MapWriter:
         """Begin a map, for faces that cut its items into chunks themselves."""
@@ -416,9 +418,7 @@ class Cloud:
         from cloud.client.unordered import ResultsAsFinished
 
         ids = jid_list(jids, "cloud.iresult_unordered")
-        return ResultsAsFinished(
-            self.backend, ids, _timeout(timeout), skip_failed=ignore_errors, progress=progress
-        )
+        return ResultsAsFinished(self.backend, ids, _timeout(timeout), skip_failed=ignore_errors, progress=progress)
 
     def progress(self, jids: Any, timeout: float | None = None) -> None:
         """Show how far the jobs are until all have finished; returns at once when there is no terminal to show it on.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cloud.backends.base import Backend
 from cloud.client.progress import Progress
 from cloud.client.results import decode

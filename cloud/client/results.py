@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from cloud.backends.base import Segment
 from cloud.errors import CloudException, JobFailed, JobKilled, JobStalled, SerializationError, WorkerLost
 from cloud.jobs import (

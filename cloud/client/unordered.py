@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from cloud.backends.base import Backend, Finals
+from cloud.backends.base import Backend
 from cloud.client.progress import Progress
 from cloud.client.results import decode
 from cloud.errors import CloudTimeoutError

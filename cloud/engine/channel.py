@@ -89,7 +89,6 @@ CAPTURE_START: Final = 1
 """Where a capture file's output begins: no other file that a job may put in its place has its end there by chance."""
 
 
-
 def run_flags(options: JobOptions, *, reusable: bool) -> int:
     """Flags of a RUN or RANGE frame."""
     flags = KEEP_FUNCTION if reusable else 0

@@ -128,9 +128,7 @@ class Engine(Source):
             self.waiting.poll_once()
         return batch.jid0
 
-    def open_map(
-        self, function: Function, context: tuple[int, bytes], options: JobOptions, depth: int = 0
-    ) -> Batch:
+    def open_map(self, function: Function, context: tuple[int, bytes], options: JobOptions, depth: int = 0) -> Batch:
         """Begin a map; its items follow by ``extend``, and ``seal`` ends it. Errors as ``submit``."""
         with self._changing:
             self._check(options, depth)
@@ -467,9 +465,7 @@ class Engine(Source):
                 for low, n in runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
                     notify(batch.jid0 + low, n, batch.states[low])
                 if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
-                    self._watch(
-                        batch, start, stop, lambda b, low, n: notify(b.jid0 + low, n, b.states[low])
-                    )
+                    self._watch(batch, start, stop, lambda b, low, n: notify(b.jid0 + low, n, b.states[low]))
             self.waiting.need_helper()
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -536,11 +532,11 @@ class Engine(Source):
                 name = batch.function.name
                 if function is not None and name != function and not name.endswith(f".{function}"):
                     continue
-                codes = None if wanted is None else status_codes(batch, 0, batch.n, running)
+                codes = status_codes(batch, 0, batch.n, running)
                 found += [
                     batch.jid0 + index
                     for index in range(batch.n)
-                    if (codes is None or codes[index] in wanted) and not self.store.forgotten(batch, index)
+                    if (wanted is None or codes[index] in wanted) and not self.store.forgotten(batch, index)
                 ]
             return found
 

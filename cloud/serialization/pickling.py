@@ -595,5 +595,3 @@ def _find(top: str) -> bool:
         except Exception:  # noqa: S112 - a broken finder of the user's says nothing about the others
             continue
     return False
-
-

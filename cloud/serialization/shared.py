@@ -20,7 +20,7 @@ from mmap import ACCESS_COPY, PAGESIZE, mmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, ClassVar, Final
 
 SHARE_BYTES: Final = 1 << 18
 """Buffers from this size on travel beside the pickle."""
@@ -41,7 +41,7 @@ class Segment:
 
     __slots__ = ("data", "fd", "n_bytes")
 
-    n_open = [0]
+    n_open: ClassVar[list[int]] = [0]
 
     def __init__(self, fd: int, n_bytes: int, data: bytes | None = None) -> None:
         self.fd = fd
@@ -146,7 +146,9 @@ def inline(payload: bytes) -> bytes:
         return payload
     content, buffers = unpack_shared(payload)
     head = payload[: len(payload) - len(content)]
-    return b"".join((_INLINE, len(head).to_bytes(8, "little"), head, len(content).to_bytes(8, "little"), content, *buffers))
+    return b"".join(
+        (_INLINE, len(head).to_bytes(8, "little"), head, len(content).to_bytes(8, "little"), content, *buffers)
+    )
 
 
 def is_shared(payload: Any) -> bool:

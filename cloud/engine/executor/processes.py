@@ -166,7 +166,9 @@ class ProcessExecutor(Executor):
             return
         for worker in self._workers.values():
             if worker.tasks and worker.load_s < AHEAD_S / 2 and worker.takes_work and not worker.n_waiting:
-                tasks = self._source.claim(self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s, idle=False)
+                tasks = self._source.claim(
+                    self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s, idle=False
+                )
                 if tasks:
                     self._give(worker, tasks)
 

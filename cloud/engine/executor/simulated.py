@@ -118,7 +118,9 @@ class SimulatedExecutor(Executor):
         self._n_started = 0
         self._context: tuple[int, Any] = (0, None)
         self._chunk: tuple[int, list[Any]] = (0, [])
-        self.namespace = pickling.Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
+        self.namespace = pickling.Namespace(
+            {"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}"
+        )
         self.events: list[tuple[float, int, int, str]] = []
         virtual_time.install()
         self._capture = printing.Capture() if capture else None

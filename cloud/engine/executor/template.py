@@ -23,7 +23,6 @@ _FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
 """The socket is full, or holds as many descriptors as this process may have open."""
 
 
-
 class TemplateProcess:
     """A running template.
 

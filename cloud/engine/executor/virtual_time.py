@@ -60,8 +60,6 @@ def _virtual() -> dict[str, Callable[..., Any]]:
         if _here.sleep is None:
             _REAL["sleep"](seconds)
             return
-        if not isinstance(seconds, int | float):
-            seconds = seconds.__index__()
         if seconds < 0:
             raise ValueError("sleep length must be non-negative")
         _here.sleep(seconds)

@@ -160,7 +160,15 @@ class WorkerHandle:
                 length = ch.RUN_HEAD.size + len(extras) + len(arguments)
                 parts.append(
                     _FRAME_AND_RUN.pack(
-                        length, ch.RUN if segment is None else ch.RUN | WITH_SEGMENT, position, batch.jid0, token, context[0], attempt, batch.depth, flags
+                        length,
+                        ch.RUN if segment is None else ch.RUN | WITH_SEGMENT,
+                        position,
+                        batch.jid0,
+                        token,
+                        context[0],
+                        attempt,
+                        batch.depth,
+                        flags,
                     )
                 )
                 if extras:
@@ -292,9 +300,7 @@ class WorkerHandle:
         if not self._captures:
             return b"", b""
         starts = (self.slots[ch.OUT], self.slots[ch.ERR])
-        out, err = (
-            tail(fd, start, self._limit_bytes) for fd, start in zip(self.output_fds, starts, strict=True)
-        )
+        out, err = (tail(fd, start, self._limit_bytes) for fd, start in zip(self.output_fds, starts, strict=True))
         return out, err
 
     def limit_output(self) -> bool:

@@ -42,7 +42,6 @@ _SMALL_S: Final = 0.0001
 """Items of a map that ran shorter than this share one outcome record with their neighbours."""
 
 
-
 class Worker:
     """One worker process's state.
 
@@ -53,9 +52,7 @@ class Worker:
         inherited: What it has from the program, if it was forked from that.
     """
 
-    def __init__(
-        self, link: Link, page: ch.Page, settings: dict[str, Any], inherited: Inherited | None = None
-    ) -> None:
+    def __init__(self, link: Link, page: ch.Page, settings: dict[str, Any], inherited: Inherited | None = None) -> None:
         self.link = link
         self.slots = page.slots
         self.settings = settings
@@ -214,9 +211,7 @@ class Worker:
         if flags & ch.DELIVER or now - self._flushed_at > _FLUSH_S:
             self._flush()
 
-    def _function(
-        self, token: int, context: int, extras: dict[str, str], *, keep: bool
-    ) -> Callable[..., Any]:
+    def _function(self, token: int, context: int, extras: dict[str, str], *, keep: bool) -> Callable[..., Any]:
         self._initialization.check()
         if context != self._context or extras:
             # Not kept if it raises: the next job then tries, and reports, again.

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace, TracebackType
 
 from cloud.errors import KilledException
@@ -30,14 +31,11 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 try:
-    from resource import RUSAGE_SELF, getrusage
+    import resource
 except ImportError:  # Windows, where the simulator runs jobs too
-    RUSAGE_SELF = 0
-
-    def getrusage(who: int, /) -> Any:
-        """No figures."""
-        return SimpleNamespace(ru_utime=0.0, ru_stime=0.0, ru_maxrss=0)
-
+    _USAGE: Callable[[], Any] = partial(SimpleNamespace, ru_utime=0.0, ru_stime=0.0, ru_maxrss=0)
+else:
+    _USAGE = partial(resource.getrusage, resource.RUSAGE_SELF)
 
 _OWN_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 # Linux counts kilobytes, macOS bytes.
@@ -80,7 +78,7 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     Returns:
         A packed outcome: DONE with a value, ERROR, or KILLED.
     """
-    before = getrusage(RUSAGE_SELF)
+    before = _USAGE()
     started = time.time()
     clock = time.perf_counter
     began = clock()
@@ -96,7 +94,7 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     except BaseException as exc:  # noqa: BLE001 - whatever the user's code raises is this job's outcome
         error = exc
     runtime_s = clock() - began
-    after = getrusage(RUSAGE_SELF)
+    after = _USAGE()
     usage = (
         pid,
         started,

@@ -121,8 +121,8 @@ class Surroundings:
         path, cwd, raw_environ, level = surroundings
         environ = {**self._defaults, **{os.fsdecode(name): os.fsdecode(raw_environ[name]) for name in raw_environ}}
         if self._kept_environ is not None:
-            environ.update(self._kept_environ)
-            environ = {name: value for name, value in environ.items() if value is not None}
+            kept = {**environ, **self._kept_environ}
+            environ = {name: value for name, value in kept.items() if value is not None}
             new, first = self._kept_path
             path = [*new, *path] if first else [*path, *new]
             cwd = self._kept_cwd or cwd

@@ -59,9 +59,7 @@ class Template:
         inherited: What its workers have from the program, if this process was forked from that.
     """
 
-    def __init__(
-        self, control: socket.socket, preload: tuple[str, ...], inherited: Inherited | None = None
-    ) -> None:
+    def __init__(self, control: socket.socket, preload: tuple[str, ...], inherited: Inherited | None = None) -> None:
         self._preload = preload
         self._inherited = inherited
         self._control = control
