@@ -188,16 +188,18 @@ class _Log:
         console = logging.StreamHandler(_Stderr())
         console.setLevel(settings.print_log_level)
         console.addFilter(lambda record: not logging.root.handlers)
-        self._handlers = [console, self._program_handler()]
+        self._handlers = [console]
         if settings.save_log:
             file = logging.StreamHandler(LogFile(home_path(settings.log_filename)))
             file.setLevel(settings.log_level)
             self._handlers.append(file)
         cloud = logging.getLogger(_ROOT)
-        self._level_before = cloud.level
-        # The handlers choose. Propagation would show every message to the program's handlers, whatever its level.
-        cloud.setLevel(_ALL)
-        cloud.propagate = False
+        if _asks_for_more(settings):
+            # Our handlers must see every message. Propagation would show them to the program's, whatever its level.
+            self._handlers.append(self._program_handler())
+            self._level_before = cloud.level
+            cloud.setLevel(_ALL)
+            cloud.propagate = False
         for handler in [handler for handler in cloud.handlers if handler.name == _HANDLER]:
             cloud.removeHandler(handler)  # of this module loaded another time
         for handler in self._handlers:
@@ -215,9 +217,9 @@ class _Log:
             cloud.removeHandler(handler)
             handler.close()
         self._handlers = []
-        cloud.propagate = True
         if cloud.level == _ALL:
             cloud.setLevel(self._level_before)
+            cloud.propagate = True
 
     def _program_handler(self) -> logging.Handler:
         import logging
@@ -228,8 +230,12 @@ class _Log:
             """Hands messages to the handlers of the root logger, if it would have seen them by propagation."""
 
             def emit(self, record: logging.LogRecord) -> None:
-                if logging.root.handlers and record.levelno >= log._program_level(record.name):
-                    logging.root.callHandlers(record)
+                if record.levelno >= log._program_level(record.name):
+                    # Test runners put theirs on both loggers.
+                    given = logging.getLogger(_ROOT).handlers
+                    for handler in logging.root.handlers:
+                        if handler not in given and record.levelno >= handler.level:
+                            handler.handle(record)
 
         return _Program()
 

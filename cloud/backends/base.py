@@ -81,7 +81,7 @@ class Backend(ABC):
 
     @abstractmethod
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
-        """Block until all are final, one has failed (``stop_on_error``: None) or the time is up; jids not final then."""
+        """Block until all are final, one has failed (``stop_on_error``: None) or the time is up: jids not final."""
 
     @abstractmethod
     def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
@@ -145,5 +145,5 @@ class Backend(ABC):
         """After ``dismiss``, with all jobs final: block until they have ended in good order, at most some seconds."""
         return
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027 - most have nothing to let go of
         """In a forked child: let go of what is the parent's."""

@@ -87,7 +87,7 @@ def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *,
     for name, value in _named(args, kwargs):
         try:
             dumps(value)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - pickling runs the user's code
             return cannot_pickle(name, value, exc)
     return cannot_pickle("the arguments", (args, kwargs), cause)
 

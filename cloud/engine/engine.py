@@ -458,7 +458,7 @@ class Engine(Source):
         return call_off
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
-        """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones included."""
+        """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones too."""
         self._check_open()
         with self._changing:
             for batch, start, stop in self.store.runs(jids):
@@ -603,7 +603,7 @@ class Engine(Source):
         self.executor.close()
 
     def abandon_all(self) -> None:
-        """In a forked child of the program: these jobs are the parent's. Takes no lock: its owner may not exist here."""
+        """In a forked child of the program: these jobs are the parent's. Takes no lock: its owner may be gone."""
         self.closed = self.waiting.closed = True
         self.waiting.handlers.abandon()
         self.executor.abandon()

@@ -91,7 +91,6 @@ class Feed:
     ) -> None:
         self._place = place
         self._func = func
-        self._items: Iterator[Any] = iter(iterable)
         self._sink = sink
         self._chunksize = chunksize
         self._exact = exact
@@ -99,6 +98,12 @@ class Feed:
         self._changed = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
+        try:
+            self._items: Iterator[Any] = iter(iterable)
+        except Exception as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
+            sink.add_error(exc)
+            sink.end()
+            return
         n = self._items_of_block(64)
         if type(iterable) in _INSTANT:
             until = time.monotonic() + _INLINE_S

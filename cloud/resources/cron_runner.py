@@ -218,7 +218,7 @@ class CronRunner:
             asked = entry.overlap is not OverlapPolicy.ALLOW
             runner = (self._owner or self._presence.name) if asked else None
             jid = self._submit(entry)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see below
             # User code and the machinery under it: no entry may stop the others.
             logger(_LOGGER).exception("cron %r: the slot of %s could not be submitted", entry.label, slot)
             return None
@@ -271,7 +271,7 @@ class CronRunner:
             return self._is_finished(jid)
         except LookupError:
             return True
-        except Exception:
+        except Exception:  # noqa: BLE001 - see below
             # A job nobody can look up must not keep its cron from running for ever.
             logger(_LOGGER).exception("job %d of a cron cannot be looked up, and counts as finished", jid)
             return True

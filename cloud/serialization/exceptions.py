@@ -27,7 +27,7 @@ def loads_exception(content: bytes) -> BaseException | None:
     """The exception of ``dumps_exception``, or None if it cannot be rebuilt in this process."""
     try:
         return _from_node(pickling.loads(content))
-    except Exception:
+    except Exception:  # noqa: BLE001 - rebuilding runs the user's code
         return None
 
 
@@ -42,7 +42,7 @@ def _to_node(
         content = pickling.dumps_result(exc, namespace)
         if type(pickling.loads(content, namespace)) is not type(exc):
             content = None
-    except Exception:
+    except Exception:  # noqa: BLE001 - so does trying it out
         content = None
     members = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
     return (
@@ -85,7 +85,7 @@ def format_exception(exc: BaseException, start: TracebackType | None) -> str:
 
     try:
         lines = traceback.format_exception(type(exc), exc, start)
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - see below
         # A raising __str__ or __notes__ of the user's exception must not hide that the job failed.
         lines = [f"{type(exc).__name__} (its text cannot be shown: {type(failure).__name__})\n"]
     return "".join(lines).rstrip("\n")

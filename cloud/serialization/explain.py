@@ -35,7 +35,7 @@ def cannot_pickle(what: str, obj: Any, cause: BaseException) -> SerializationErr
 def _describe(obj: Any) -> str:
     try:
         text = repr(obj)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a __repr__ of the user's
         text = "<unprintable>"
     return f"{type(obj).__module__}.{type(obj).__qualname__} {text if len(text) <= 80 else text[:77] + '...'}"
 
@@ -45,7 +45,7 @@ def _find(obj: Any, path: str, depth: int) -> tuple[str, Any]:
         for name, part in _parts(obj):
             try:
                 pickling.dumps(part)
-            except Exception:
+            except Exception:  # noqa: BLE001 - that it raises is what we look for
                 return _find(part, f"{path}{name}", depth + 1)
     return path, obj
 

@@ -198,7 +198,7 @@ def _fill_class(cls: type, state: Any) -> None:
 
 
 _COMMON_REDUCERS: Final = frozenset(("_reduce_method", "_reduce_method_descriptor", "_reduce_partial"))
-"""The others of multiprocessing hand over sockets, connections and shared memory, or say that these must be inherited."""
+"""The others of multiprocessing hand over sockets, connections and shared memory, or refuse to."""
 
 
 class _NeedsCloudpickle(Exception):
@@ -592,6 +592,6 @@ def _find(top: str) -> bool:
         try:
             if find is not None and find(top, None) is not None:
                 return True
-        except Exception:  # noqa: S112 - a broken finder of the user's says nothing about the others
+        except Exception:  # noqa: S112, BLE001 - a broken finder of the user's says nothing about the others
             continue
     return False

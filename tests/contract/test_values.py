@@ -63,7 +63,7 @@ def test_nested_closures_and_defaults(api: ModuleType) -> None:
         return middle(2)
 
     assert once(api, outer(1), 5, 6, e=7) == (1, 2, 3, 5, (6,), {"e": 7})
-    assert once(api, lambda x=[1], *, y={"k": 2}: (x, y)) == ([1], {"k": 2})  # noqa: B006
+    assert once(api, lambda x=[1], *, y={"k": 2}: (x, y)) == ([1], {"k": 2})
 
 
 def test_functions_keep_what_belongs_to_them(api: ModuleType) -> None:
@@ -88,7 +88,7 @@ def test_decorated_functions(api: ModuleType) -> None:
     def cached(x: int) -> int:
         return x + 1
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def fibonacci(n: int) -> int:
         return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
 
@@ -196,7 +196,7 @@ def test_run_time_records_and_enums(api: ModuleType) -> None:
         x: int
         ys: list[int] = dataclasses.field(default_factory=list)
 
-    Row = collections.namedtuple("Row", "c d")  # noqa: PYI024
+    Row = collections.namedtuple("Row", "c d")
     assert once(api, sample.identity, Color.RED) is Color.RED
     assert once(api, lambda color: color is Color.BLUE, Color.BLUE) is True
     assert once(api, sample.identity, Flags.A | Flags.B) == Flags.A | Flags.B
@@ -208,7 +208,7 @@ def test_run_time_records_and_enums(api: ModuleType) -> None:
 
 def test_a_class_that_refers_to_itself(api: ModuleType) -> None:
     class Node:
-        made: list[Node] = []  # noqa: RUF012
+        made: list[Node] = []
 
         def __init__(self, parent: Node | None = None) -> None:
             self.parent = parent
@@ -413,7 +413,7 @@ def test_a_result_that_cannot_be_loaded_here_is_an_error_of_the_reader(api: Modu
     assert api.status(bad) == "done"
     found = api.result([bad, good], ignore_errors=True)
     assert (type(found[0]), found[1]) == (SerializationError, 9)
-    assert [9] == [value for _, value in api.iresult_unordered([good])]
+    assert [value for _, value in api.iresult_unordered([good])] == [9]
 
 
 def test_what_is_too_large_is_refused(api: ModuleType, configure: Callable[..., None]) -> None:

@@ -157,7 +157,7 @@ class Executor(ABC):
         """That job goes on."""
 
     def wait_inside(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        """A thread is about to wait. If it runs a job of this executor, let others run until ``done()`` or the deadline.
+        """A thread is about to wait. If it runs a job of this executor, others run until ``done()`` or the deadline.
 
         Returns:
             False for any other thread: it waits as threads do.

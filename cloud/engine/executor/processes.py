@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+from functools import partial
 
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import off_stdio
@@ -420,7 +421,7 @@ class ProcessExecutor(Executor):
         frames, _ = worker.read()
         for kind, body in frames:
             if kind == ch.OUTCOME and worker.tasks:
-                position, n = _OUTCOME_BODY.unpack_from(body)
+                _, n = _OUTCOME_BODY.unpack_from(body)
                 task = worker.tasks[0]
                 batch, start = task.batch, task.start
                 task.start, task.position = start + n, task.position + n
@@ -531,7 +532,7 @@ class ProcessExecutor(Executor):
                         worker.kill_at = position
                         worker.slots[ch.KILL] = position
                         self._signal(worker, _INTERRUPT)
-                        self._source.call_later(self._grace_s, lambda: self._signal(worker, _SIGKILL))
+                        self._source.call_later(self._grace_s, partial(self._signal, worker, _SIGKILL))
                     return True
         return False
 

@@ -6,7 +6,7 @@ ends. Then whoever polls picks the next, or lets the clock jump to the next even
 ::
 
     poll ──turn──► job thread ──► time.sleep / cloud.result / its end ──turn──► poll
-      └── nothing can run: jump to the next wake-up, deadline or timer (only when somebody waits), else wait in real time
+      └── nothing can run: jump to the next wake-up, deadline or timer (if somebody waits), else wait in real time
 """
 
 from __future__ import annotations
@@ -366,7 +366,7 @@ class SimulatedExecutor(Executor):
                 return
             self._closed = True
         self._event.set()
-        # Each job gets the turn, raises, runs its finally blocks and ends. One that goes on all the same is left behind.
+        # Each job gets the turn, raises, runs its finally blocks and ends. One that goes on is left behind.
         for _ in range(_ENDS * len(self._jobs)):
             with self._lock:
                 if not self._jobs:

@@ -202,7 +202,7 @@ class Batch:
         if self.free is None:
             self._is_free = False
             return
-        start, end = self.free.popleft()
+        _, end = self.free.popleft()
         if stop < end:
             self.free.appendleft((stop, end))
 

@@ -178,7 +178,7 @@ class Worker:
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def _on_run(self, body: Any) -> None:
-        position, jid, token, context, attempt, depth, flags = ch.RUN_HEAD.unpack_from(body)
+        position, jid, token, context, _, depth, flags = ch.RUN_HEAD.unpack_from(body)
         slots = self.slots
         slots[ch.CURRENT] = position
         if position >= slots[ch.LIMIT]:
@@ -233,7 +233,7 @@ class Worker:
     # --- a run of map items -------------------------------------------------------------------------------------------
 
     def _on_range(self, body: Any) -> None:
-        position, jid, token, context, attempt, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
+        position, jid, token, context, _, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
         extras: dict[str, str] = {}
         if flags & ch.EXTRAS:
             extras = pickling.loads(body[ch.RANGE_HEAD.size + 4 :])

@@ -188,7 +188,7 @@ def _unpicklable_result(value: Any, cause: BaseException) -> BaseException:
         return cause
     try:
         error = cannot_pickle("the job's result", value, cause)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - a __repr__ of the user's may raise anything
         return exc
     error.__cause__ = cause if isinstance(cause, Exception) else None
     return error
