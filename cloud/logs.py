@@ -155,6 +155,7 @@ class _Log:
         self._lock = threading.RLock()
         self._settings: Settings | None = None
         self._handlers: list[logging.Handler] = []
+        self._sees_all = False
         self._level_before = 0
 
     def configure(self, settings: Settings | None) -> None:
@@ -197,6 +198,7 @@ class _Log:
         if _asks_for_more(settings):
             # Our handlers must see every message. Propagation would show them to the program's, whatever its level.
             self._handlers.append(self._program_handler())
+            self._sees_all = True
             self._level_before = cloud.level
             cloud.setLevel(_ALL)
             cloud.propagate = False
@@ -217,9 +219,11 @@ class _Log:
             cloud.removeHandler(handler)
             handler.close()
         self._handlers = []
-        if cloud.level == _ALL:
-            cloud.setLevel(self._level_before)
+        if self._sees_all:
+            self._sees_all = False
             cloud.propagate = True
+            if cloud.level == _ALL:  # the program may have set another since
+                cloud.setLevel(self._level_before)
 
     def _program_handler(self) -> logging.Handler:
         import logging

@@ -144,7 +144,7 @@ def test_a_job_that_damages_its_output(start: Opener, tmp_path: Path, damage: st
             facts = cloud.info(jid)[jid]
             assert facts["stdout"] == f"out {number}\nchild\n", (first, damage)
             assert facts["stderr"] == f"err {number}\n"
-    assert len(set(cloud.info(jid, "pid")[jid]["pid"] for jid in range(1, 7))) == 1
+    assert len({cloud.info(jid, "pid")[jid]["pid"] for jid in range(1, 7)}) == 1
 
 
 def _do(code: str, folder: str) -> str:

@@ -77,7 +77,7 @@ class ProcessExecutor(Executor):
         max_transmit_bytes: int = 0,
         preload: tuple[str, ...] = (),
     ) -> None:
-        if not hasattr(os, "fork") or not hasattr(socket, "AF_UNIX"):
+        if not hasattr(os, "fork") or not hasattr(os, "posix_spawn") or not hasattr(socket, "AF_UNIX"):
             raise UnsupportedOperation(
                 f"worker processes are not supported on {sys.platform}: use cloud.start_simulator(), or a server"
             )

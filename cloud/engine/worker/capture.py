@@ -176,11 +176,11 @@ def free_pages(fd: int, keep_bytes: int, freed: int) -> int:
 
 
 def _punch_hole(fd: int, offset: int, length: int) -> bool:
-    import ctypes
-
     try:
+        import ctypes
+
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    except AttributeError:
+    except (ImportError, OSError, AttributeError):
         return False
     keep_size_and_punch = 0x01 | 0x02
     result: int = fallocate(fd, keep_size_and_punch, ctypes.c_int64(offset), ctypes.c_int64(length))
