@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -57,6 +56,8 @@ def system_exit(code: Any) -> None:
 
 
 def segfault() -> None:
+    import ctypes
+
     ctypes.string_at(0)
 
 
@@ -85,6 +86,8 @@ def fork_and_return() -> int:
 
 
 def fork_in_c_and_return() -> int:
+    import ctypes
+
     return os.getpid() if ctypes.CDLL(None).fork() else -1
 
 

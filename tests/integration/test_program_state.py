@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -169,22 +168,6 @@ def test_nested_jobs_that_cannot_have_workers_fail_instead_of_waiting_for_ever(p
         env={"CLOUD_NUM_PROCS": "2"},
     ).succeeded()
     assert out == "True\n0\n"
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="the limit is on a user's processes: the test takes a user of its own")
-def test_no_processes(program: Start) -> None:
-    # Forking fails in the template: the job is an error, and the next one works when processes can be had again.
-    out = program(
-        """
-        import os, resource
-        import cloud.mp as cloud
-        cloud.call(abs, -1)
-        template = cloud._cloud.backend.engine.executor._template._pid
-        print(cloud.result(cloud.call(abs, -1)))
-        cloud.kill(cloud.call(lambda: [None for _ in iter(int, 1)]))
-        """,
-    ).succeeded()
-    assert out == "1\n"
 
 
 def test_a_python_that_cannot_start(program: Start) -> None:

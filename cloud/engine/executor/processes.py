@@ -193,12 +193,15 @@ class ProcessExecutor(Executor):
         except OSError as exc:
             if any(not worker.n_waiting or worker.kill_at is not None for worker in self._workers.values()):
                 return None  # those there are do it all, and each asks for more at its end
-            reason = f"Worker processes cannot be started: {exc}."
-            while tasks := self._source.claim(self._n_slots, AHEAD_S, idle=True):
-                for task in tasks:
-                    for index in range(task.start, task.stop):
-                        self._source.lose(task.batch, index, reason, None, own_fault=True)
+            self._fail_queued(f"Worker processes cannot be started: {exc}.")
             return None
+
+    def _fail_queued(self, reason: str) -> None:
+        """Nobody can run what is queued: it ends, rather than wait for ever."""
+        while tasks := self._source.claim(self._n_slots, AHEAD_S, idle=True):
+            for task in tasks:
+                for index in range(task.start, task.stop):
+                    self._source.lose(task.batch, index, reason, None, own_fault=True)
 
     def _spawn(self) -> WorkerHandle:
         if self._template is None:
@@ -415,6 +418,9 @@ class ProcessExecutor(Executor):
                 )
         worker.tasks.clear()
         worker.close()
+        if give_up:
+            self._failed_starts = 0
+            self._fail_queued(f"Worker processes cannot be started; what they print says why. {reason}")
         self.wake()
 
     def _read_rest(self, worker: WorkerHandle) -> None:

@@ -121,7 +121,7 @@ class SimulatedExecutor(Executor):
         self.namespace = pickling.Namespace(
             {"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}"
         )
-        self.events: list[tuple[float, int, int, str]] = []
+        self._events: list[tuple[float, Batch, int, int, str]] = []
         virtual_time.install()
         self._capture = printing.Capture() if capture else None
 
@@ -358,7 +358,13 @@ class SimulatedExecutor(Executor):
         """Jobs of this process wait through ``wait_inside``."""
 
     def _note(self, job: Job, what: str) -> None:
-        self.events.append((self._clock.now(), job.batch.jid0 + job.index, job.attempt, what))
+        self._events.append((self._clock.now(), job.batch, job.index, job.attempt, what))
+
+    @property
+    def events(self) -> list[tuple[float, int, int, str]]:
+        """(virtual epoch seconds, jid, attempt, what) of all that happened to jobs, in order."""
+        # A map's jobs begin before the map is sealed, which gives them their jids.
+        return [(when, batch.jid0 + index, attempt, what) for when, batch, index, attempt, what in self._events]
 
     def close(self) -> None:
         with self._lock:

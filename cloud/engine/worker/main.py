@@ -21,7 +21,7 @@ from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave
-from cloud.engine.worker.run import Call, pack_ended, run_call
+from cloud.engine.worker.run import Call, max_rss_kb, pack_ended, run_call, usage
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.jobs import DONE, PACKED, STDERR, STDOUT, pack_outcome, pack_value
@@ -76,6 +76,7 @@ class Worker:
         self._results: list[Any] = []
         self._results_at = 0
         self._run_started = (0.0, 0.0)
+        self._run_usage: Any = None
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -319,7 +320,7 @@ class Worker:
             outcome = pack_ended(
                 ended,
                 Call(_no_load, self.namespace),
-                (self.pid, time.time() - (now - last), now - last, 0.0, 0.0, 0),
+                (self.pid, time.time() - (now - last), now - last, *self._usage_of_last(last)),
                 self._end_of_output,
                 self.settings["max_transmit_bytes"],
             )
@@ -336,7 +337,16 @@ class Worker:
         self._results_at = position
         began = time.perf_counter()
         self._run_started = time.time(), began
+        self._run_usage = usage()
         return began
+
+    def _usage_of_last(self, began: float) -> tuple[float, float, int]:
+        """CPU seconds, user and system, of the item that began then, and peak memory in kB."""
+        before, after = self._run_usage, usage()
+        # The small items before it in this run took about the time that had passed.
+        others_s = began - self._run_started[1]
+        user_s = max(0.0, after.ru_utime - before.ru_utime - others_s)
+        return user_s, after.ru_stime - before.ru_stime, max_rss_kb(after)
 
     def _pack_run(self, ended: float, *, take_output: bool = True) -> None:
         results = self._results

@@ -33,13 +33,18 @@ if TYPE_CHECKING:
 try:
     import resource
 except ImportError:  # Windows, where the simulator runs jobs too
-    _USAGE: Callable[[], Any] = partial(SimpleNamespace, ru_utime=0.0, ru_stime=0.0, ru_maxrss=0)
+    usage: Callable[[], Any] = partial(SimpleNamespace, ru_utime=0.0, ru_stime=0.0, ru_maxrss=0)
 else:
-    _USAGE = partial(resource.getrusage, resource.RUSAGE_SELF)
+    usage = partial(resource.getrusage, resource.RUSAGE_SELF)
 
 _OWN_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 # Linux counts kilobytes, macOS bytes.
 _RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
+
+
+def max_rss_kb(used: Any) -> int:
+    """Peak resident memory in kB, of what ``usage`` gave."""
+    return int(used.ru_maxrss // _RSS_UNIT)
 
 
 class Call:
@@ -78,7 +83,7 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     Returns:
         A packed outcome: DONE with a value, ERROR, or KILLED.
     """
-    before = _USAGE()
+    before = usage()
     started = time.time()
     clock = time.perf_counter
     began = clock()
@@ -94,22 +99,22 @@ def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], ma
     except BaseException as exc:  # noqa: BLE001 - whatever the user's code raises is this job's outcome
         error = exc
     runtime_s = clock() - began
-    after = _USAGE()
-    usage = (
+    after = usage()
+    used = (
         pid,
         started,
         runtime_s,
         after.ru_utime - before.ru_utime,
         after.ru_stime - before.ru_stime,
-        after.ru_maxrss // _RSS_UNIT,
+        max_rss_kb(after),
     )
-    return pack_ended((value, error), call, usage, output, max_result_bytes, sections)
+    return pack_ended((value, error), call, used, output, max_result_bytes, sections)
 
 
 def pack_ended(
     ended: tuple[Any, BaseException | None],
     call: Call,
-    usage: tuple[int, float, float, float, float, int],
+    used: tuple[int, float, float, float, float, int],
     output: Callable[[], tuple[bytes, bytes]],
     max_result_bytes: int,
     sections: list[tuple[int, bytes]] | None = None,
@@ -119,7 +124,7 @@ def pack_ended(
     Args:
         ended: Its value, and what it raised or None.
         call: What was run.
-        usage: Process id, start (epoch seconds), runtime, user and system CPU in seconds, peak memory in kB.
+        used: Process id, start (epoch seconds), runtime, user and system CPU in seconds, peak memory in kB.
         output: Gives what it printed.
         max_result_bytes: As for ``run_call``.
         sections: Further sections of the outcome.
@@ -140,13 +145,13 @@ def pack_ended(
     out, err = output()
     if status == DONE:
         if not (out or err or sections):
-            return _with_segment(pack_value(VALUE, content, *usage), content)
+            return _with_segment(pack_value(VALUE, content, *used), content)
         sections.append((VALUE, content))
     if out:
         sections.append((STDOUT, out))
     if err:
         sections.append((STDERR, err))
-    pid, started, runtime_s, user_s, system_s, rss_kb = usage
+    pid, started, runtime_s, user_s, system_s, rss_kb = used
     packed = pack_outcome(
         status,
         sections,
