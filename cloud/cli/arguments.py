@@ -80,10 +80,12 @@ def split_command(words: list[str]) -> tuple[list[str], list[str] | None]:
     Returns:
         The words for our parser, and those of the command; None if there is no ``--``.
     """
-    if "exec" in words and "--" in words and next(word for word in words if not word.startswith("-")) == "exec":
-        at = words.index("--")
-        return words[:at], words[at + 1 :]
-    return words, None
+    if "--" not in words:
+        return words, None
+    at = words.index("--")
+    ours, rest = words[:at], words[at + 1 :]
+    verb = next((word for word in ours if not word.startswith("-")), None)
+    return (ours, rest) if verb == "exec" else (words, None)
 
 
 def parse_jids(text: str) -> range | list[range]:

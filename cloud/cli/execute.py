@@ -108,7 +108,7 @@ def run_command(command: list[str], out_path: str, err_path: str) -> int:
 
     Args:
         command: One word is a line for the shell; several are a program and its arguments.
-        out_path, err_path: Named pipes, read at their other end, for its output.
+        out_path, err_path: Pipes for its output; see ``Streams``.
     """
     with open(out_path, "wb", buffering=0) as out, open(err_path, "wb", buffering=0) as err:
         words = ["/bin/sh", "-c", command[0]] if len(command) == 1 else command

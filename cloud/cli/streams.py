@@ -1,7 +1,7 @@
 """Output of a job's command, from the job to the terminal, as it is written.
 
-What a job prints is kept to its last part only. A command's whole output goes through two named pipes instead, which
-the job opens by their paths: a full pipe makes the command wait.
+What a job prints is kept to its last part only. A command's whole output goes through two pipes instead, which the job
+opens by their paths: a full pipe makes the command wait.
 """
 
 from __future__ import annotations
@@ -17,31 +17,47 @@ from typing import Any, Final
 
 __all__ = ["Streams", "terminal"]
 
+_PROC: Final = "/proc/self/fd"
 _READ_BYTES: Final = 1 << 16
 
 Sink = Callable[[bytes], object]
 
 
 class Streams:
-    """Two named pipes in a folder that nobody else may enter; both are gone when the block ends.
+    """Two pipes; they are gone when the block ends.
 
     Attributes:
-        paths: Of the pipes for standard output and standard error.
+        paths: Under which another process of this user opens them, for standard output and standard error.
     """
 
     def __enter__(self) -> Streams:
-        self._folder = tempfile.mkdtemp(prefix="cloud-exec-")
         self._descriptors: list[int] = []
-        self.paths = [os.path.join(self._folder, name) for name in ("stdout", "stderr")]
-        self._readers = []
-        for path in self.paths:
-            os.mkfifo(path, 0o600)
-            self._readers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-            # A pipe that no process has open for writing would look ended, again and again.
-            self._descriptors += [self._readers[-1], os.open(path, os.O_WRONLY)]
+        self._readers: list[int] = []
+        self._folder: str | None = None
+        # With /proc a pipe needs no name of its own, and so leaves none behind, however this process ends.
+        self.paths = [self._anonymous() if os.path.isdir(_PROC) else self._named(name) for name in ("stdout", "stderr")]
         self._woken, self._wake = os.pipe()
         self._descriptors += [self._woken, self._wake]
         return self
+
+    def _anonymous(self) -> str:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        self._keep(reader, writer)
+        return f"/proc/{os.getpid()}/fd/{writer}"
+
+    def _named(self, name: str) -> str:
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="cloud-exec-")
+        path = os.path.join(self._folder, name)
+        os.mkfifo(path, 0o600)
+        self._keep(os.open(path, os.O_RDONLY | os.O_NONBLOCK), os.open(path, os.O_WRONLY))
+        return path
+
+    def _keep(self, reader: int, writer: int) -> None:
+        # Our own writing end stays open: a pipe that nobody has open for writing would look ended, again and again.
+        self._readers.append(reader)
+        self._descriptors += [reader, writer]
 
     def end(self) -> None:
         """Have ``copy`` return once it has copied what is there. Callable from any thread."""
@@ -68,7 +84,8 @@ class Streams:
     ) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _drain(reader: int, sink: Sink) -> None:

@@ -27,7 +27,7 @@ from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches
 from cloud.engine.waiting import Timer, Waiting
-from cloud.engine.waits import Wait, runs_of, status_codes
+from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
@@ -475,7 +475,7 @@ class Engine(Source):
         self._check_open()
         with self.lock:
             codes = bytearray()
-            running = self.executor.running()
+            running = by_batch(self.executor.running())
             for batch, start, stop in self.store.runs(jids):
                 codes += status_codes(batch, start, stop, running)
             return codes
@@ -525,7 +525,7 @@ class Engine(Source):
         wanted = None if status is None else frozenset(status)
         with self.lock:
             found: list[int] = []
-            running = [] if wanted is None else self.executor.running()
+            running = by_batch(self.executor.running() if wanted is not None else ())
             for batch in self.store.batches():
                 if label is not None and batch.options.label != label:
                     continue

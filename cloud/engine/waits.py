@@ -84,11 +84,19 @@ class Wait:
         ]
 
 
-def status_codes(batch: Batch, start: int, stop: int, running: list[tuple[Batch, int]]) -> bytearray:
-    """Status codes of a run of items, those that run included."""
+def by_batch(items: Iterable[tuple[Batch, int]]) -> dict[int, list[int]]:
+    """Indexes by the id() of their batch."""
+    found: dict[int, list[int]] = {}
+    for batch, index in items:
+        found.setdefault(id(batch), []).append(index)
+    return found
+
+
+def status_codes(batch: Batch, start: int, stop: int, running: dict[int, list[int]]) -> bytearray:
+    """Status codes of a run of items; ``running`` are those that have begun, by batch."""
     codes = batch.states[start:stop]
-    for its_batch, index in running:
-        if its_batch is batch and start <= index < stop and codes[index - start] == QUEUED:
+    for index in running.get(id(batch), ()):
+        if start <= index < stop and codes[index - start] == QUEUED:
             codes[index - start] = PROCESSING
     return codes
 

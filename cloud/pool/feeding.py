@@ -14,11 +14,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloud.backends.base import Backend
 from cloud.client.arguments import chunks_of, pack_items
+from cloud.errors import BackendClosed
 from cloud.pool.errors import unsent_error
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class Sink(Protocol):
     def add_error(self, error: BaseException) -> None:
         """The next item could not be submitted."""
 
-    def end(self) -> None:
-        """There are no more."""
+    def end(self, error: BaseException | None = None) -> None:
+        """There are no more: the iterable has ended, or raised this. Only the first call counts."""
 
 
 def extend(
@@ -101,8 +103,7 @@ class Feed:
         try:
             self._items: Iterator[Any] = iter(iterable)
         except Exception as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
-            sink.add_error(exc)
-            sink.end()
+            sink.end(exc)
             return
         n = self._items_of_block(64)
         if type(iterable) in _INSTANT:
@@ -155,7 +156,7 @@ class Feed:
         if block:
             self._submit(block)
         if error is not None:
-            self._sink.add_error(error)
+            self._sink.end(error)
         return error is None and len(block) == n
 
     def _submit(self, block: list[Any]) -> None:
@@ -191,7 +192,8 @@ class Feed:
 
         with self._changed:
             self._n_unfinished += len(jids)
-        backend.when_final(jids, finished)
+        with suppress(BackendClosed):
+            backend.when_final(jids, finished)
 
     def stop(self) -> None:
         """Read no more. An iterable that blocks is left behind with its thread."""

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cloud.backends.base import Backend, Finals
 from cloud.client.results import decode
-from cloud.errors import BackendClosed, JobNotFound
+from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
 from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
-from cloud.pool.ledger import delete
 
 if TYPE_CHECKING:
     from cloud.client.cloud import Cloud
@@ -44,6 +43,7 @@ class _Iterator(ABC, Iterator[Any]):
         self._turn = threading.Lock()
         self._changed = threading.Condition()
         self._ended = False
+        self._error: BaseException | None = None
         self.feed: Feed | None = None
 
     def __iter__(self) -> _Iterator:
@@ -106,13 +106,21 @@ class _Iterator(ABC, Iterator[Any]):
     def _submitted(self) -> list[tuple[Backend, range]]:
         """Jobs whose results nobody has taken."""
 
+    @property
+    def submitted(self) -> bool:
+        """True when the iterable was read to its end."""
+        return self._ended
+
     def whom_to_ask(self) -> None:
         """See ``ledger.Open``."""
         return
 
     def ready(self) -> bool:
         """True when every item has been submitted and has ended."""
-        return self._ended and all(min(backend.statuses(jids)) >= DONE for backend, jids in self._submitted())
+        try:
+            return self._ended and all(min(backend.statuses(jids)) >= DONE for backend, jids in self._submitted())
+        except (JobNotFound, BackendClosed):
+            return False  # taken meanwhile; there will be another look
 
     def wait(self) -> None:
         """Block until every item has been submitted and has ended."""
@@ -122,25 +130,29 @@ class _Iterator(ABC, Iterator[Any]):
             with suppress(JobNotFound):  # taken meanwhile
                 backend.wait(jids, None, stop_on_error=False)
 
-    @property
-    def submitted(self) -> bool:
-        """True when the iterable was read to its end."""
-        return self._ended
+    def secure(self) -> None:
+        """See ``ledger.Open``."""
+        # Whoever holds the turn waits for a result, and has taken those there were.
+        if self._turn.acquire(blocking=False):
+            try:
+                while self._submitted():
+                    self._fetch(0.0)
+            except (StopIteration, CloudTimeoutError, BackendClosed):
+                pass  # the rest has not ended
+            finally:
+                self._turn.release()
 
     def cancel(self, cloud: Cloud) -> None:
-        """Kill its jobs, which run among others'."""
-        if self.feed is not None:
-            self.feed.stop()
+        """See ``ledger.Open``."""
         for _, jids in self._submitted():
             with suppress(JobNotFound):
                 cloud.kill(jids)
 
     def give_up(self, error: BaseException) -> None:
-        """The pool has ended: who waits for what was not even submitted gets this error."""
+        """See ``ledger.Open``."""
         if self.feed is not None:
             self.feed.stop()
-        if not self._ended:
-            self.add_error(error)
+        self.end(error)
 
     # --- for the feed -------------------------------------------------------------------------------------------------
 
@@ -152,12 +164,18 @@ class _Iterator(ABC, Iterator[Any]):
     def add_error(self, error: BaseException) -> None:
         """The next item could not be submitted."""
 
-    def end(self) -> None:
-        """The feed has no more."""
+    def end(self, error: BaseException | None = None) -> None:
+        """There are no more items; after the last result this is raised."""
         with self._changed:
-            self._ended = True
+            if self._ended:
+                return
+            self._error, self._ended = error, True
             self._changed.notify_all()
         self._pool.submitted()
+
+    def _stop(self) -> NoReturn:
+        error, self._error = self._error, None
+        raise StopIteration if error is None else error
 
 
 def _left(deadline: float | None) -> float | None:
@@ -196,7 +214,7 @@ class IMapIterator(_Iterator):
         with self._changed:
             while not self._parts:
                 if self._ended:
-                    raise StopIteration
+                    self._stop()
                 self._wait_for_change(deadline)
             part = self._parts[0]
         if isinstance(part, _Raised):
@@ -214,11 +232,7 @@ class IMapIterator(_Iterator):
         if self._at == len(jids):
             self._at = 0
             self._parts.popleft()
-            delete(backend, jids)
-
-    def __del__(self) -> None:
-        for backend, jids in self._submitted():
-            self._pool.ledger.forget(backend, jids)
+            backend.delete(jids)
 
 
 class IMapUnorderedIterator(_Iterator):
@@ -248,8 +262,8 @@ class IMapUnorderedIterator(_Iterator):
         self._ready.append(_Raised(error))
         self._wake()
 
-    def end(self) -> None:
-        super().end()
+    def end(self, error: BaseException | None = None) -> None:
+        super().end(error)
         self._wake()
 
     def _wake(self) -> None:
@@ -268,7 +282,7 @@ class IMapUnorderedIterator(_Iterator):
                 if self._ready:
                     return
                 if self._ended:
-                    raise StopIteration
+                    self._stop()
                 self._wait_for_change(deadline)
             finals, backend = self._finals, self._backend
         assert backend is not None
@@ -286,11 +300,7 @@ class IMapUnorderedIterator(_Iterator):
         left[0] -= n
         if not left[0]:
             del self._blocks[at]
-            delete(backend, jids)
-
-    def __del__(self) -> None:
-        for backend, jids in self._submitted():
-            self._pool.ledger.forget(backend, jids)
+            backend.delete(jids)
 
 
 def _first_of(block: tuple[range, list[int]]) -> int:

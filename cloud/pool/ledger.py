@@ -1,29 +1,53 @@
-"""Which results of a pool are still to come, and which jobs nobody will ask about any more."""
+"""Which results of a pool are still to come."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cloud.backends.base import Backend
 from cloud.errors import BackendClosed, JobNotFound
-from cloud.jobs import DONE, Jids
+from cloud.jobs import DONE
 
-__all__ = ["Ledger", "Open", "delete"]
+if TYPE_CHECKING:
+    from cloud.backends.base import Backend
+    from cloud.client.cloud import Cloud
+
+__all__ = ["Ledger", "Open"]
 
 _MIN_KEPT: Final = 256
 
 
 class Open(Protocol):
-    """A result, or an iterator over results."""
+    """A result, or an iterator over results.
+
+    Attributes:
+        submitted: False while more of its jobs may come.
+    """
+
+    @property
+    def submitted(self) -> bool: ...
 
     def ready(self) -> bool:
         """True when all of it has ended."""
 
     def whom_to_ask(self) -> tuple[Backend, int] | None:
         """The one job whose state tells whether this is ready, and where it is; None if that takes more."""
+
+    def wait(self) -> None:
+        """Block until all of it has ended.
+
+        Raises:
+            BackendClosed: The pool was terminated.
+        """
+
+    def secure(self) -> None:
+        """Take what has ended out of the backend, which may close after this."""
+
+    def cancel(self, cloud: Cloud) -> None:
+        """Kill its jobs, which run among others'."""
+
+    def give_up(self, error: BaseException) -> None:
+        """The pool has ended: whoever waits for what has not ended gets this error."""
 
 
 class Ledger:
@@ -33,24 +57,27 @@ class Ledger:
         self._lock = threading.Lock()
         self._open: set[Any] = set()
         self._n_kept = _MIN_KEPT
-        self._forgotten: deque[tuple[Backend, Jids]] = deque()
 
     def add(self, result: Open) -> None:
-        """One more. Now and then drops those that have ended."""
+        """One more. Now and then takes those that have ended out of the backend, and drops them."""
         self._open.add(result)
-        if len(self._open) > self._n_kept or self._forgotten:
+        if len(self._open) > self._n_kept:
             with self._lock:
                 if len(self._open) > self._n_kept:
-                    self._open.difference_update(self._ended())
+                    for each in self._ended():
+                        each.secure()
+                        self._open.discard(each)
                     self._n_kept = max(_MIN_KEPT, 2 * len(self._open))
-                while self._forgotten:
-                    delete(*self._forgotten.popleft())
 
-    def open(self) -> list[Any]:
+    def drop(self, result: Open) -> None:
+        """This one has its value."""
+        self._open.discard(result)
+
+    def open(self) -> list[Open]:
         """Those that may not have ended."""
         return list(self._open)
 
-    def _ended(self) -> Iterable[Open]:
+    def _ended(self) -> list[Open]:
         # All single tasks of a backend are looked at in one go: each look takes its lock.
         single: dict[Backend, dict[int, Open]] = {}
         ended: list[Open] = []
@@ -64,24 +91,6 @@ class Ledger:
             try:
                 codes = backend.statuses(list(results))
             except (JobNotFound, BackendClosed):
-                continue  # another thread settles some meanwhile; there will be another look
+                continue  # another thread takes some meanwhile; there will be another look
             ended += [result for result, code in zip(results.values(), codes, strict=True) if code >= DONE]
         return ended
-
-    def settled(self, result: Open, backend: Backend, jids: Jids) -> None:
-        """A result has its value: its jobs are needed no more."""
-        self._open.discard(result)
-        delete(backend, jids)
-
-    def forget(self, backend: Backend, jids: Jids) -> None:
-        """Nobody can ask for these any more; they are deleted when there is something to ``add``."""
-        # The garbage collector calls this at any moment, also while this thread is inside the engine.
-        self._forgotten.append((backend, jids))
-
-
-def delete(backend: Backend, jids: Jids) -> None:
-    """Forget jobs whose results were taken."""
-    try:
-        backend.delete(jids)
-    except JobNotFound:
-        pass  # the user deleted them

@@ -281,11 +281,14 @@ class Pool:
         """End the workers now. Whoever waits for a task that has not ended gets BackendClosed."""
         if self._state in (_RUN, _CLOSE):
             self._state = _TERMINATE
-            self._place.close()
-            error = BackendClosed("the pool was terminated before this task ended")
-            for result in self.ledger.open():
+            results = self.ledger.open()
+            for result in results:
+                result.secure()
                 if self._place.shared:
                     result.cancel(self._place.cloud)
+            self._place.close()
+            error = BackendClosed("the pool was terminated before this task ended")
+            for result in results:
                 result.give_up(error)
             self.callbacks.stop()
 
@@ -305,6 +308,7 @@ class Pool:
         for result in self.ledger.open():
             with suppress(BackendClosed):
                 result.wait()
+                result.secure()
         self._place.dismiss()
         self._place.wait_for_workers()
         self._place.close()

@@ -2,8 +2,8 @@
 
 ::
 
-    submitted ──► settled: outcomes decoded, jobs forgotten ──► callback ──► ready
-                     by whoever asks first; with a callback by the pool's callback thread
+    submitted ──► secured: outcomes taken out of the backend ──► settled: decoded ──► callback ──► ready
+                     by whoever asks first, the callback thread, or the pool before it closes
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cloud.backends.base import Backend
+from cloud.backends.base import Backend, Segment
 from cloud.client.results import decode
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE, Jids
@@ -32,6 +32,9 @@ class ApplyResult:
     Source: ``multiprocessing.pool.AsyncResult``. New: ``jid``.
     """
 
+    #: All its jobs have been, see ``ledger.Open``.
+    submitted: bool = True
+
     def __init__(
         self,
         pool: Pool,
@@ -44,6 +47,7 @@ class ApplyResult:
         self._backend: Backend | None = None
         self._jids: Jids = ()
         self._lock = threading.Lock()
+        self._segments: list[Segment] | None = None
         self._settled = False
         self._success = True
         self._value: Any = None
@@ -52,43 +56,54 @@ class ApplyResult:
 
     # --- for the pool -------------------------------------------------------------------------------------------------
 
-    #: All its jobs have been.
-    submitted: bool = True
-
-    def whom_to_ask(self) -> tuple[Backend, int] | None:
-        """See ``ledger.Open``."""
-        if self._over is not None or self._settled or self._backend is None or len(self._jids) != 1:
-            return None
-        return self._backend, self._jids[0]
-
     def attach(self, backend: Backend, jids: Jids) -> None:
         """Stand for these jobs from now on."""
         self._backend, self._jids = backend, jids
         if self._over is not None:
-            backend.when_final(jids, self.finish)
+            backend.when_final(jids, self._finish)
 
     def fail(self, error: BaseException) -> None:
         """End with this error."""
         self._success, self._value, self._settled = False, error, True
         if self._over is not None:
-            self.finish()
+            self._finish()
 
-    def finish(self) -> None:
-        """The jobs are final: let the callback thread do the rest."""
-        self._pool.callbacks.put(self._run_callback)
+    def whom_to_ask(self) -> tuple[Backend, int] | None:
+        """See ``ledger.Open``."""
+        if self._over is not None or self._segments is not None or self._backend is None or len(self._jids) != 1:
+            return None
+        return self._backend, self._jids[0]
 
     def cancel(self, cloud: Cloud) -> None:
-        """Kill its jobs, which run among others'."""
+        """See ``ledger.Open``."""
         with suppress(JobNotFound):
             cloud.kill(self._jids)
 
     def give_up(self, error: BaseException) -> None:
-        """The pool has ended: whoever waits for the callback gets this error, unless the jobs are final."""
+        """See ``ledger.Open``."""
         if self._over is not None and not self._over.is_set():
             with self._lock:
-                if not self._settled:
+                if not self._settled and self._segments is None:
                     self._success, self._value, self._settled = False, error, True
-            self._over.set()
+            if not self._pool.callbacks.is_current():
+                self._over.set()
+
+    def secure(self) -> None:
+        """See ``ledger.Open``."""
+        if self.ready():
+            with self._lock, suppress(BackendClosed):
+                self._take()
+
+    def _take(self) -> list[Segment]:
+        if self._segments is None:
+            backend, jids = self._backend, self._jids
+            assert backend is not None
+            self._segments = backend.outcomes(jids)
+            backend.delete(jids)
+        return self._segments
+
+    def _finish(self) -> None:
+        self._pool.callbacks.put(self._run_callback)
 
     def _run_callback(self) -> None:
         over = self._over
@@ -115,12 +130,13 @@ class ApplyResult:
         """True when the task has ended, and its callback too. Does not block."""
         if self._over is not None:
             return self._over.is_set()
-        if self._settled:
+        if self._settled or self._segments is not None:
             return True
         try:
             return self._backend is not None and min(self._backend.statuses(self._jids), default=DONE) >= DONE
-        except JobNotFound:
-            return True  # another thread has just settled it
+        except (JobNotFound, BackendClosed):
+            # Another thread has just taken it, or it ended with the pool.
+            return self._segments is not None
 
     def successful(self) -> bool:
         """True when the task ended without raising.
@@ -155,6 +171,7 @@ class ApplyResult:
         """
         if not self._wait(timeout):
             raise timeout_error(list(self._jids))
+        self._settle()
         if self._success:
             return self._value
         raise self._value
@@ -162,40 +179,33 @@ class ApplyResult:
     def _wait(self, timeout: float | None) -> bool:
         if self._over is not None:
             return self._over.wait(timeout)
-        if not self._settled:
-            if self._backend is None:
-                raise ValueError(f"{self!r} was never submitted")
-            try:
-                if self._backend.wait(self._jids, timeout, stop_on_error=False):
-                    return False
-            except JobNotFound:
-                pass  # another thread has just settled it
-            except BackendClosed:
-                if not self.ready():
-                    raise BackendClosed("the pool was terminated before this task ended") from None
-            self._settle()
-        return True
+        if self._settled or self._segments is not None:
+            return True
+        assert self._backend is not None
+        try:
+            return not self._backend.wait(self._jids, timeout, stop_on_error=False)
+        except (JobNotFound, BackendClosed):
+            # Taken by another thread, or by the pool before it closed.
+            if not self.ready():
+                raise BackendClosed("the pool was terminated before this task ended") from None
+            return True
 
     def _settle(self) -> None:
+        if self._settled:
+            return
         with self._lock:
-            if self._settled:
-                return
-            backend, jids = self._backend, self._jids
-            assert backend is not None
-            values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
-            if failures:
-                self._success, self._value = False, original_error(failures[0])
-            else:
-                self._value = self._shape(values)
-            self._settled = True
-        self._pool.ledger.settled(self, backend, jids)
+            if not self._settled:
+                namespace = None if self._backend is None else self._backend.namespace
+                values, failures = decode(self._jids, self._take(), namespace)
+                if failures:
+                    self._success, self._value = False, original_error(failures[0])
+                else:
+                    self._value = self._shape(values)
+                self._segments, self._settled = [], True
+        self._pool.ledger.drop(self)
 
     def _shape(self, values: list[Any]) -> Any:
         return values[0]
-
-    def __del__(self) -> None:
-        if not self._settled and self._backend is not None:
-            self._pool.ledger.forget(self._backend, self._jids)
 
 
 class MapResult(ApplyResult):

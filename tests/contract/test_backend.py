@@ -64,7 +64,20 @@ def test_02_an_empty_batch_is_nothing(api: ModuleType, backend: Backend) -> None
 
 @pytest.mark.parametrize(
     "value",
-    [None, 0, -(2**100), 1.5, float("inf"), "", "täxt\0\ud800", b"x" * (1 << 20), [[], ()], {1: {2}}, Ellipsis, Point(1, 2)],
+    [
+        None,
+        0,
+        -(2**100),
+        1.5,
+        float("inf"),
+        "",
+        "täxt\0\ud800",
+        b"x" * (1 << 20),
+        [[], ()],
+        {1: {2}},
+        Ellipsis,
+        Point(1, 2),
+    ],
     ids=lambda value: f"{type(value).__name__}",
 )
 def test_03_values_come_back_equal(api: ModuleType, value: Any) -> None:
@@ -84,7 +97,13 @@ def test_04_an_exception_keeps_type_arguments_cause_and_traceback(api: ModuleTyp
     assert error.__notes__ == ["a note"]
     assert type(error.__cause__) is KeyError
     assert error.__cause__.args == ("missing",)
-    for part in ("Traceback (most recent call last):", "in chained", "KeyError: 'missing'", "RuntimeError: outer", "a note"):
+    for part in (
+        "Traceback (most recent call last):",
+        "in chained",
+        "KeyError: 'missing'",
+        "RuntimeError: outer",
+        "a note",
+    ):
         assert part in caught.value.parameter
 
 
@@ -411,7 +430,9 @@ def test_24_functions_of_main_are_functions(run_script: ScriptRunner, backend_na
     assert run_script(program).stdout == "107 [101, 102]\n"
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), SystemExit(), KeyboardInterrupt("stop"), GeneratorExit(), BaseException(1)])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), SystemExit(), KeyboardInterrupt("stop"), GeneratorExit(), BaseException(1)]
+)
 def test_25_a_job_that_raises_what_ends_programs_has_failed(api: ModuleType, error: BaseException) -> None:
     for jid in (api.call(jobs.raise_this, error), api.map(jobs.raise_this, [error])[0]):
         with pytest.raises(JobFailed) as caught:

@@ -162,7 +162,13 @@ def test_a_slow_one_holds_no_job_up(api: ModuleType) -> None:
 def test_a_retry_is_no_end(api: ModuleType, tmp_path: Path) -> None:
     done, failed = Calls(), Calls()
     jid = api.call(
-        jobs.fail_first, str(tmp_path / "log"), 2, _retries=2, _retry_delay=0, _callback=done.add, _callback_on_error=failed.add
+        jobs.fail_first,
+        str(tmp_path / "log"),
+        2,
+        _retries=2,
+        _retry_delay=0,
+        _callback=done.add,
+        _callback_on_error=failed.add,
     )
     assert done.take() == [jid]
     assert failed.none_left()

@@ -93,9 +93,7 @@ def test_a_job_that_swallows_it_and_returns_was_killed_all_the_same(api: ModuleT
         api.result(jid)
 
 
-def test_none_means_every_unfinished_job_and_an_empty_list_none(
-    api: ModuleType, two_slots: None, gate: Gate
-) -> None:
+def test_none_means_every_unfinished_job_and_an_empty_list_none(api: ModuleType, two_slots: None, gate: Gate) -> None:
     done = api.call(sample.square, 3)
     api.join(done)
     held = [api.call(gate.hold) for _ in range(2)]

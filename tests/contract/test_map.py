@@ -33,8 +33,8 @@ def test_it_returns_the_jids_as_a_range(api: ModuleType) -> None:
         (([1, 2, 3], [1]), [(1, 1), (2, None), (3, None)]),
         (([], "ab"), [(None, "a"), (None, "b")]),
         (("ab", range(2)), [("a", 0), ("b", 1)]),
-        (({"k": 1}, iter([None])), [("k", None)]),
-        (([[1], {2}], (x for x in "xy")), [([1], "x"), ({2}, "y")]),
+        (({"k": 1}, [None]), [("k", None)]),
+        (([[1], {2}], "xy"), [([1], "x"), ({2}, "y")]),
         (([], []), []),
     ],
     ids=repr,
@@ -42,7 +42,7 @@ def test_it_returns_the_jids_as_a_range(api: ModuleType) -> None:
 def test_several_iterables_are_taken_in_parallel_and_padded_with_none(
     api: ModuleType, iterables: Any, expected: list[Any]
 ) -> None:
-    assert api.result(api.map(jobs.two, *iterables)) == expected
+    assert api.result(api.map(jobs.two, *(iter(each) for each in iterables))) == expected
 
 
 def test_of_one_iterable_items_arrive_as_they_are(api: ModuleType) -> None:

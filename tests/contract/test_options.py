@@ -19,14 +19,17 @@ from tests.contract.jobs import Gate, note, notes
 
 REFUSED: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "_label": [
-        (value, TypeError, f"_job_label must be an ASCII string, not {value!r}") for value in (5, b"a", "ä", ["a"], True)
+        (value, TypeError, f"_job_label must be an ASCII string, not {value!r}")
+        for value in (5, b"a", "ä", ["a"], True)
     ],
     "_priority": [(value, TypeError, "_priority must be an integer") for value in (1.5, "1", None, True, [1])],
     "_restartable": [(value, TypeError, "_restartable must be a bool") for value in (1, 0, "yes", None)],
     "_fast_serialization": [
         (value, TypeError, "_fast_serialization must be 0, 1 or 2") for value in (3, -1, "0", None, True, 1.0)
     ],
-    "_cores": [(value, TypeError, "_cores must be an integer greater than 0") for value in (0, -1, 1.0, "1", None, True)],
+    "_cores": [
+        (value, TypeError, "_cores must be an integer greater than 0") for value in (0, -1, 1.0, "1", None, True)
+    ],
     "_max_runtime": [
         *((value, TypeError, "_max_runtime must be a number") for value in ("1", True, [1])),
         *((value, ValueError, "_max_runtime must be greater than 0") for value in (0, -1, float("nan"))),
@@ -40,7 +43,8 @@ REFUSED: dict[str, list[tuple[Any, type[Exception], str]]] = {
         *((value, ValueError, "_retry_delay must be at least 0") for value in (-0.1, float("nan"))),
     ],
     "_depends_on": [
-        (value, TypeError, "_depends_on must be a jid or list of jids") for value in ("1", b"1", True, 1.5, [None], ["1"])
+        (value, TypeError, "_depends_on must be a jid or list of jids")
+        for value in ("1", b"1", True, 1.5, [None], ["1"])
     ],
     "_depends_on_errors": [
         *((value, TypeError, "_depends_on_errors must be 'abort' or 'ignore'") for value in (None, 1, True, ["abort"])),

@@ -273,7 +273,13 @@ def test_a_value_goes_and_comes_back(api: ModuleType, value: Any) -> None:
 
 
 def test_arrays_go_and_come_back(api: ModuleType) -> None:
-    for array in (np.arange(6).reshape(2, 3), np.zeros(0), np.array(["a", "b"]), np.arange(200_000.0)[::2], np.array(3)):
+    for array in (
+        np.arange(6).reshape(2, 3),
+        np.zeros(0),
+        np.array(["a", "b"]),
+        np.arange(200_000.0)[::2],
+        np.array(3),
+    ):
         found = once(api, sample.identity, array)
         assert (found.dtype, found.shape) == (array.dtype, array.shape)
         assert np.array_equal(found, array)
@@ -406,7 +412,9 @@ def test_what_cannot_be_loaded_is_an_error_of_its_job(api: ModuleType) -> None:
 def test_a_result_that_cannot_be_loaded_here_is_an_error_of_the_reader(api: ModuleType) -> None:
     bad, good = api.call(sample.ununpicklable_result), api.call(sample.square, 3)
     for get in (lambda: api.result(bad), lambda: api.result([good, bad]), lambda: next(api.iresult(bad))):
-        with pytest.raises(SerializationError, match=r"cannot be rebuilt here \(ValueError: while unpickling\)") as caught:
+        with pytest.raises(
+            SerializationError, match=r"cannot be rebuilt here \(ValueError: while unpickling\)"
+        ) as caught:
             get()
         assert (caught.value.jid, caught.value.status) == (bad, "done")
         assert str(caught.value.__cause__) == "while unpickling"
@@ -425,7 +433,9 @@ def test_what_is_too_large_is_refused(api: ModuleType, configure: Callable[..., 
         lambda: api.call(lambda: big),
         lambda: api.call(sample.keywords, k=big),
     ):
-        with pytest.raises(SerializationError, match=r"^Excessive data \(\d+ bytes\) transmitted.*10000 bytes") as caught:
+        with pytest.raises(
+            SerializationError, match=r"^Excessive data \(\d+ bytes\) transmitted.*10000 bytes"
+        ) as caught:
             submit()
         assert (caught.value.size_bytes > 20_000, caught.value.limit_bytes) == (True, 10_000)  # type: ignore[attr-defined]
     assert api.find() == []

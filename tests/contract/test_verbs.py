@@ -97,7 +97,9 @@ def test_arguments_are_checked_before_submission(api: ModuleType, args: Any, kwa
     assert api.find() == []
 
 
-@pytest.mark.parametrize(("args", "kwargs"), [((1,), {}), ((1,), {"k": 2}), ((), {"x": 3}), ((), {"k": 4, "x": 5})], ids=repr)
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((1,), {}), ((1,), {"k": 2}), ((), {"x": 3}), ((), {"k": 4, "x": 5})], ids=repr
+)
 def test_arguments_that_fit_arrive(api: ModuleType, args: Any, kwargs: Any) -> None:
     assert api.result(api.call(jobs.needs_one, *args, **kwargs)) == jobs.needs_one(*args, **kwargs)
 
@@ -109,7 +111,21 @@ def test_keyword_arguments_of_any_name_arrive(api: ModuleType) -> None:
 
 # --- what is a jid ----------------------------------------------------------------------------------------------------
 
-WRONG_JIDS = ["1", b"1", bytearray(b"\x01"), True, 1.0, object(), np.float64(1), np.True_, ["1"], [b"1"], [True], [1.0], [None]]
+WRONG_JIDS = [
+    "1",
+    b"1",
+    bytearray(b"\x01"),
+    True,
+    1.0,
+    object(),
+    np.float64(1),
+    np.True_,
+    ["1"],
+    [b"1"],
+    [True],
+    [1.0],
+    [None],
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -78,7 +78,13 @@ def test_the_text_and_the_unfinished_jobs(api: ModuleType, one_slot: None, gate:
 @pytest.mark.parametrize("verb", WAITS)
 def test_a_timeout_is_a_number_that_is_not_negative(api: ModuleType, verb: str) -> None:
     jid = api.call(sample.nothing)
-    for wrong, error in (("1", TypeError), (True, TypeError), ([1], TypeError), (-1, ValueError), (float("nan"), ValueError)):
+    for wrong, error in (
+        ("1", TypeError),
+        (True, TypeError),
+        ([1], TypeError),
+        (-1, ValueError),
+        (float("nan"), ValueError),
+    ):
         with pytest.raises(error, match="timeout must be"):
             WAITS[verb](api, jid, wrong)
     for right in (None, 5, 5.0, float("inf"), 10**8):
@@ -225,6 +231,7 @@ def test_iresult_goes_on_after_a_failure(api: ModuleType) -> None:
 
 def test_iresult_goes_on_after_a_timeout(api: ModuleType, one_slot: None, gate: Gate) -> None:
     first, held, last = api.call(sample.square, 2), api.call(gate.hold, "held"), api.call(sample.square, 3)
+    api.join(first)
     results = api.iresult([first, held, last], timeout=0.05)
     assert next(results) == 4
     for _ in range(3):

@@ -237,7 +237,10 @@ def test_the_error_of_a_timeout_is_ours_too(ours: Pool) -> None:
 def test_callbacks_run_before_a_result_is_ready(ours: Pool, theirs: Any) -> None:
     for pool in (ours, theirs):
         seen: list[Any] = []
-        assert pool.apply_async(fn.square, (3,), callback=seen.append, error_callback=lambda _: seen.append("no")).get() == 9
+        assert (
+            pool.apply_async(fn.square, (3,), callback=seen.append, error_callback=lambda _: seen.append("no")).get()
+            == 9
+        )
         with pytest.raises(KeyError):
             pool.apply_async(fn.fail_if_odd, (3,), {}, lambda _: seen.append("no"), seen.append).get()
         assert pool.map_async(fn.square, [1, 2], callback=seen.append).get() == [1, 4]

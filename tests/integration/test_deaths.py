@@ -194,7 +194,9 @@ def test_the_template_is_killed_while_jobs_run(start: Opener, witness: Path) -> 
     file = str(witness)
     for round_ in range(4):
         first = cloud.map(jobs.noted_square, [file] * 30, range(round_ * 100, round_ * 100 + 30), [0.005] * 30)
-        once = [cloud.call(jobs.noted_square, file, -x - round_ * 100 - 1, 0.005, _restartable=False) for x in range(10)]
+        once = [
+            cloud.call(jobs.noted_square, file, -x - round_ * 100 - 1, 0.005, _restartable=False) for x in range(10)
+        ]
         until(lambda n=round_ * 40: len(lines_of(witness)) > n, "jobs run")
         os.kill(template_pid(cloud), (signal.SIGKILL, signal.SIGTERM)[round_ % 2])
         assert cloud.result(first, timeout=20) == [x * x for x in range(round_ * 100, round_ * 100 + 30)]

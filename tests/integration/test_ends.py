@@ -41,7 +41,10 @@ ENDS = {
     "os._exit": ("os._exit(4)", 4),
     "an exception": ("raise ValueError('mine')", 1),
     "KeyboardInterrupt": ("raise KeyboardInterrupt", -signal.SIGINT),
-    "Ctrl-C in a wait": ("threading.Timer(0.1, signal.raise_signal, [2]).start(); cloud.result(running)", -signal.SIGINT),
+    "Ctrl-C in a wait": (
+        "threading.Timer(0.1, signal.raise_signal, [2]).start(); cloud.result(running)",
+        -signal.SIGINT,
+    ),
     "os.abort": ("os.abort()", -signal.SIGABRT),
     "an exit in a thread": ("threading.Thread(target=os._exit, args=(5,)).start(); time.sleep(60)", 5),
     "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
@@ -56,7 +59,8 @@ ENDS = {
     "a wait in a daemon thread": ("threading.Thread(target=cloud.result, args=(running,), daemon=True).start()", 0),
     "close, then an exit": ("cloud.close(); sys.exit(7)", 7),
     "an exit while a callback runs": (
-        "cloud.call(abs, 1, _callback=lambda: time.sleep(60), _priority=0); cloud.kill(stubborn); time.sleep(0.3)", 0
+        "cloud.call(abs, 1, _callback=lambda: time.sleep(60), _priority=0); cloud.kill(stubborn); time.sleep(0.3)",
+        0,
     ),
 }
 

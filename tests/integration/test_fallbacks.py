@@ -57,9 +57,7 @@ WITHOUT = {
     "many cores": "import os; os.cpu_count = lambda: 1; os.sched_getaffinity = lambda pid: {0}",
     "load average": "import os; os.getloadavg = None",
 }
-WITHOUT["all of it"] = "\n".join(
-    dedent(WITHOUT[name]) for name in ("memfd", "prctl", "proc", "affinity", "pidfd")
-)
+WITHOUT["all of it"] = "\n".join(dedent(WITHOUT[name]) for name in ("memfd", "prctl", "proc", "affinity", "pidfd"))
 
 BASICS = """
 import os, sys, time

@@ -148,14 +148,17 @@ def test_an_interactive_console(program: Start) -> None:
 
 
 def test_a_function_of_a_namespace_that_is_no_module(program: Start) -> None:
-    assert program(
-        """
+    assert (
+        program(
+            """
         import cloud.mp as cloud
         namespace = {}
         exec("k = 5\\ndef f(x): return g(x) + k\\ndef g(x): return 2 * x", namespace)
         print(cloud.result(cloud.call(namespace["f"], 1)))
         """
-    ).succeeded() == "7\n"
+        ).succeeded()
+        == "7\n"
+    )
 
 
 def test_inside_pytest(program: Start, tmp_path: Path) -> None:
@@ -197,8 +200,9 @@ def test_in_threads(mp: Cloud) -> None:
 
 def test_started_in_a_thread_that_ends(program: Start) -> None:
     # A parent-death signal would fire when the thread that started the workers ends.
-    assert program(
-        """
+    assert (
+        program(
+            """
         import threading, time
         import cloud.mp as cloud
         jids = []
@@ -207,7 +211,9 @@ def test_started_in_a_thread_that_ends(program: Start) -> None:
         while any(thread.name == starter.name for thread in threading.enumerate()): pass
         print(cloud.result(jids[0]), cloud.result(cloud.call(abs, -1)), cloud.info(jids[0], "attempt")[jids[0]])
         """
-    ).succeeded() == "done 1 {'attempt': 1}\n"
+        ).succeeded()
+        == "done 1 {'attempt': 1}\n"
+    )
 
 
 FORKED = """

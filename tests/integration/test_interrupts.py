@@ -165,8 +165,9 @@ def test_the_programs_own_handler_runs_during_a_wait(program: Start) -> None:
 
 
 def test_handlers_are_the_programs_again_after_each_verb(program: Start) -> None:
-    assert program(
-        """
+    assert (
+        program(
+            """
         import signal
         import cloud.mp as cloud
         def mine(number, frame): pass
@@ -187,7 +188,9 @@ def test_handlers_are_the_programs_again_after_each_verb(program: Start) -> None
         cloud.close(); check()
         print("fine")
         """
-    ).succeeded() == "fine\n"
+        ).succeeded()
+        == "fine\n"
+    )
 
 
 def test_a_fork_in_a_thread_while_the_main_thread_waits_keeps_ctrl_c(program: Start) -> None:

@@ -59,11 +59,7 @@ def test_closed_descriptors(program: Start, redirections: str, capture: str) -> 
 
 def test_descriptors_closed_before_the_import(program: Start) -> None:
     started = program(
-        "import os\n"
-        "os.closerange(0, 10)\n"
-        f"{USE_EVERYTHING}\n"
-        "check()\n"
-        "open('fine', 'w').write('fine')",
+        f"import os\nos.closerange(0, 10)\n{USE_EVERYTHING}\ncheck()\nopen('fine', 'w').write('fine')",
     )
     started.ended()
     assert (started.folder / "fine").read_text() == "fine"

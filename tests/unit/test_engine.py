@@ -367,9 +367,7 @@ def test_a_runtime_of_zero_is_known_all_the_same(house: House) -> None:
         (2, 100.0, [60.0, 60.0]),
     ],
 )
-def test_retries_wait_twice_as_long_each_time(
-    house: House, retries: int, delay_s: float, delays: list[float]
-) -> None:
+def test_retries_wait_twice_as_long_each_time(house: House, retries: int, delay_s: float, delays: list[float]) -> None:
     jid = house.call(retries=retries, retry_delay_s=delay_s)
     for number, delay in enumerate(delays, 1):
         assert house.engine.describe(jid)["attempt"] == number

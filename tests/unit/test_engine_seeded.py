@@ -260,7 +260,9 @@ class Scenario:
         if not batch.options.restartable:
             check(
                 all(run.ended == "raised" and run.n_reported for run in runs),
-                "{} is not restartable, and began again after {}", (batch, index), runs,
+                "{} is not restartable, and began again after {}",
+                (batch, index),
+                runs,
             )
 
     # --- what jobs do -------------------------------------------------------------------------------------------------
@@ -478,7 +480,8 @@ class Scenario:
             check(
                 # Stalled: a job that it depends on was killed with it, and first.
                 batch.states[index] in (KILLED, STALLED) or (id(batch), index) in held,
-                "{} was killed and is neither dead nor running", (batch, index),
+                "{} was killed and is neither dead nor running",
+                (batch, index),
             )
         if self.max_kept:
             self.engine.wait_until(lambda: all(batch.states[index] >= DONE for batch, index in items), None)
@@ -663,9 +666,7 @@ class Promise:
         silent = self.called_off and self.n_unfinished_then
         check(self.n_told == (0 if silent else 1), "a wait for {} was told {} times", self.jids, self.n_told)
         check(self.n_told_on_error == 1, "a wait for {} or an error was told {}", self.jids, self.n_told_on_error)
-        expected = sorted(
-            (batch.jid0 + index, batch.states[index]) for batch, index in self.items
-        )
+        expected = sorted((batch.jid0 + index, batch.states[index]) for batch, index in self.items)
         for found in (self.each, self.streamed()):
             told = sorted((jid, status) for first, n, status in found for jid in range(first, first + n))
             check(told == expected, "told {} instead of {}", told, expected)

@@ -127,7 +127,7 @@ class Executor(ABC):
 
     @abstractmethod
     def running(self) -> list[tuple[Batch, int]]:
-        """The items that run now."""
+        """The items that have begun and are not reported."""
 
     @abstractmethod
     def kill(self, batch: Batch, index: int) -> bool:

@@ -468,7 +468,7 @@ class ProcessExecutor(Executor):
             if worker.position - 1 == current:
                 continue  # it has begun all it has
             first = 0 if current == ch.NO_LIMIT else current + 1
-            slots[ch.LIMIT] = first
+            slots[ch.LIMIT] = worker.limit = first
             asked.append((worker, first))
         if not asked:
             return
@@ -505,7 +505,7 @@ class ProcessExecutor(Executor):
             return
         # What it had not reported by now it has not begun.
         self._return_from(worker, 0)
-        worker.taking_back = None
+        worker.taking_back = worker.limit = None
         if worker.kill_at is not None or worker.dead or worker.retired:
             return
         self._vacate(worker)
@@ -515,8 +515,7 @@ class ProcessExecutor(Executor):
     # --- asking and ending --------------------------------------------------------------------------------------------
 
     def running(self) -> list[tuple[Batch, int]]:
-        found = [worker.running() for worker in self._workers.values()]
-        return [(each[1], each[2]) for each in found if each is not None]
+        return [begun for worker in self._workers.values() for begun in worker.begun()]
 
     def held(self) -> list[tuple[Batch, int]]:
         return [(batch, index) for worker in self._workers.values() for _, batch, index in worker.items()]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _REAL_PAUSE_S: Final = 0.05
 _MAX_FUNCTIONS: Final = 256
 _ENDS: Final = 100
+_CLOSE_S: Final = 5.0
 
 
 class Job:
@@ -113,6 +114,7 @@ class SimulatedExecutor(Executor):
         self._free: list[_Runner] = []
         self._here = _Here()
         self._event = threading.Event()
+        self._scheduling = threading.Lock()
         self._closed = False
         self._functions: dict[int, Callable[..., Any]] = {}
         self._n_started = 0
@@ -146,6 +148,11 @@ class SimulatedExecutor(Executor):
         self._event.set()
 
     def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+        with self._scheduling:
+            if not self._closed:
+                self._schedule(timeout_s, may_jump=may_jump)
+
+    def _schedule(self, timeout_s: float | None, *, may_jump: bool) -> None:
         until = None if timeout_s is None else self._clock.monotonic() + timeout_s
         self._event.clear()
         with self._lock:
@@ -372,6 +379,19 @@ class SimulatedExecutor(Executor):
                 return
             self._closed = True
         self._event.set()
+        # Whoever polls may be giving a turn; a job that closes its own simulation has it.
+        inside = self._here.job is not None
+        if not inside and not self._scheduling.acquire(timeout=_CLOSE_S):
+            self._restore()
+            return  # a job does not hand over: its thread is left behind
+        try:
+            self._end_jobs()
+        finally:
+            if not inside:
+                self._scheduling.release()
+        self._restore()
+
+    def _end_jobs(self) -> None:
         # Each job gets the turn, raises, runs its finally blocks and ends. One that goes on is left behind.
         for _ in range(_ENDS * len(self._jobs)):
             with self._lock:
@@ -385,7 +405,6 @@ class SimulatedExecutor(Executor):
             self._give_turn(job)
         while self._free:
             self._free.pop().dismiss()
-        self._restore()
 
     def abandon(self) -> None:
         if not self._closed:

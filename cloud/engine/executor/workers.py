@@ -57,6 +57,7 @@ class WorkerHandle:
         held_slots: Slots it holds now.
         n_waiting: Threads of its job that wait for other jobs; while positive it holds no slots.
         taking_back: Position up to which work was taken back and the worker has not confirmed, or None.
+        limit: While it is taking back: the position from which on nothing was to begin.
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
         retired: It is to end; it gets no more work.
         cut_off: It lives and its socket is closed: a job of its did that.
@@ -72,6 +73,7 @@ class WorkerHandle:
         self.held_slots = 0
         self.n_waiting = 0
         self.taking_back: int | None = None
+        self.limit: int | None = None
         self.kill_at: int | None = None
         self.retired = False
         self.dead = False
@@ -290,10 +292,24 @@ class WorkerHandle:
     def running(self) -> tuple[int, Batch, int] | None:
         """(position, batch, index) of the item that runs, if one does."""
         current = self.slots[ch.CURRENT]
+        if self.limit is not None and current >= self.limit:
+            return None  # announced, and perhaps not begun: it met the limit
         for task in self.tasks:
             if task.position <= current < task.position + task.stop - task.start:
                 return current, task.batch, task.start + current - task.position
         return None
+
+    def begun(self) -> Iterator[tuple[Batch, int]]:
+        """The items it has begun and not reported: the one that runs, and small ones whose outcomes it still holds."""
+        current = self.slots[ch.CURRENT]
+        if current == ch.NO_LIMIT:
+            return
+        last = current if self.limit is None else min(current, self.limit - 1)
+        for task in self.tasks:
+            if task.position > last:
+                return
+            for index in range(task.start, min(task.stop, task.start + last - task.position + 1)):
+                yield task.batch, index
 
     def output(self) -> tuple[bytes, bytes]:
         """What the running job has printed so far: the last part of each stream."""
