@@ -13,7 +13,6 @@ from cloud.cli.arguments import Commands
 from cloud.cli.output import OK, Output, UsageError, table
 from cloud.configuration import home_folder
 from cloud.errors import AccountError
-from cloud.resources.accounts import AccountStore
 
 __all__ = ["add_to"]
 
@@ -112,6 +111,8 @@ def _sign_in(options: argparse.Namespace) -> None:
 
 
 def _is_known(user: str, password: str) -> bool:
+    from cloud.resources.accounts import AccountStore
+
     store = AccountStore(home_folder())
     try:
         return store.verify_password(user, password) is not None

@@ -82,6 +82,9 @@ class _Iterator(ABC, Iterator[Any]):
                     self._fetch(deadline)
                 except BackendClosed:
                     raise BackendClosed("the pool was terminated before this task ended") from None
+                except CloudTimeoutError:
+                    if not self._ready:
+                        raise
 
     @abstractmethod
     def _fetch(self, deadline: float | None) -> None:
@@ -288,7 +291,7 @@ class IMapUnorderedIterator(_Iterator):
         assert backend is not None
         found = finals.next(_left(deadline))
         if found is None:
-            if not self._ready and deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 _too_late()
             return
         first, n, _ = found

@@ -192,7 +192,7 @@ def test_a_killed_job_is_not_tried_again(api: ModuleType, gate: Gate) -> None:
 def test_retries_do_not_hold_other_jobs_up(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
     delayed: Callable[[int], int] = lambda i: api.call(
         jobs.fail_first, str(tmp_path / str(i)), 1, i, _retries=1, _retry_delay=0.2
-    )  # noqa: E731
+    )
     slow = [delayed(i) for i in range(5)]
     assert api.result(api.map(sample.square, range(50)), timeout=10) == [i * i for i in range(50)]
     assert api.result(slow, timeout=10) == list(range(5))

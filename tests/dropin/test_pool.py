@@ -48,6 +48,14 @@ def ours() -> Iterator[Pool]:
     pool.join()
 
 
+@pytest.fixture
+def own() -> Iterator[Pool]:
+    """A pool of the test's own: what is cancelled in it costs a worker."""
+    with Pool(N) as pool:
+        yield pool
+    pool.join()
+
+
 def ending(call: Callable[[], Any]) -> Any:
     """The value, or the type and arguments of what was raised."""
     try:
@@ -376,7 +384,7 @@ def test_an_exception_brings_its_traceback(ours: Pool, theirs: Any) -> None:
         assert raised.value.when == 42
 
 
-def test_what_cannot_be_pickled_raises_what_pickling_raised(ours: Pool, theirs: Any) -> None:
+def test_what_cannot_be_pickled_raises_what_pickling_raised(own: Pool, theirs: Any) -> None:
     for argument in (threading.Lock(), (i for i in [1]), multiprocessing.Lock()):
         for call in (
             lambda p, argument=argument: p.apply(fn.describe, (argument,)),
@@ -386,11 +394,11 @@ def test_what_cannot_be_pickled_raises_what_pickling_raised(ours: Pool, theirs: 
             with pytest.raises((TypeError, RuntimeError)) as wanted:
                 call(theirs)
             with pytest.raises(wanted.type) as raised:
-                call(ours)
+                call(own)
             assert "cannot be pickled" in "".join(getattr(raised.value, "__notes__", []))
     seen: list[BaseException] = []
     with pytest.raises(TypeError):
-        ours.apply_async(fn.describe, (threading.Lock(),), error_callback=seen.append).get()
+        own.apply_async(fn.describe, (threading.Lock(),), error_callback=seen.append).get()
     assert type(seen[0]) is TypeError
 
 

@@ -9,8 +9,10 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cloud.client.cloud import Cloud
@@ -24,23 +26,39 @@ N_KILLS = 50
 
 
 def kill_in_turn(pid: int, turn: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         if turn % 3 == 2:
             os.kill(pid, signal.SIGSTOP)
         os.kill(pid, signal.SIGTERM if turn % 3 == 1 else signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        os.kill(pid, signal.SIGCONT if turn % 3 == 1 else 0)
 
 
 def starts_by_item(witness: Path) -> Counter[str]:
     return Counter(line.split()[1] for line in lines_of(witness) if line.startswith("start"))
 
 
-def victims(cloud: Cloud, witness: Path) -> list[int]:
-    """Workers that run an item which has been begun once only: three losses make a restartable job an error."""
-    starts = starts_by_item(witness)
-    last = {line.split()[2]: line.split()[1] for line in lines_of(witness) if line.startswith("start")}
-    return [pid for pid in worker_pids(cloud) if starts.get(last.get(str(pid), ""), 0) == 1]
+def runs_for_the_first_time(pid: int, witness: Path) -> bool:
+    """True while the stopped worker runs an item that was begun once: three losses are an error."""
+    begun = [line.split()[1] for line in lines_of(witness) if line.startswith("start") and line.endswith(f" {pid}")]
+    return bool(begun) and starts_by_item(witness)[begun[-1]] == 1 and f"end {begun[-1]}" not in lines_of(witness)
+
+
+def shoot(cloud: Cloud, witness: Path, turn: int, moments: random.Random) -> bool:
+    """Kill a worker, wherever it is in its item, unless another shot has met that item before."""
+    pids = worker_pids(cloud)
+    if not pids:
+        return False
+    pid = moments.choice(pids)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE), "it stops")
+        if runs_for_the_first_time(pid, witness):
+            kill_in_turn(pid, turn)
+            return True
+        os.kill(pid, signal.SIGCONT)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        pass
+    return False
 
 
 def all_workers_work(cloud: Cloud, n: int, witness: Path) -> None:
@@ -48,19 +66,16 @@ def all_workers_work(cloud: Cloud, n: int, witness: Path) -> None:
     assert len(set(cloud.result(cloud.map(jobs.meet, [str(meeting)] * n, [n] * n), timeout=20))) == n
 
 
-def storm(cloud: Cloud, witness: Path, seed: int, *, submit: Callable[[], object]) -> int:
-    """Kill workers at random moments, as many as promised; submit more whenever little is left. The number killed."""
+def storm(cloud: Cloud, witness: Path, seed: int, *, submit: Callable[[], object]) -> None:
+    """Kill workers at random moments, as many as promised; submit more whenever little is left."""
     moments = random.Random(seed)
-    killed = 0
     never = threading.Event()
-    while killed < N_KILLS:
-        if len(cloud.find(status=["queued", "processing"])) < 20:
-            submit()
-        found = until(lambda: victims(cloud, witness), "a worker runs a job")
+    for turn in range(N_KILLS):
         never.wait(moments.uniform(0.0, 0.02))
-        kill_in_turn(moments.choice(found), killed)
-        killed += 1
-    return killed
+        while not shoot(cloud, witness, turn, moments):
+            if len(cloud.find(status=["queued", "processing"])) < 20:
+                submit()
+            never.wait(0.001)
 
 
 def test_restartable_jobs_survive_the_deaths_of_their_workers(start: Opener, witness: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,11 @@ def test_kill_right_after_call(start: Opener, witness: Path) -> None:
         with at_once():
             cloud.kill(jid)
         assert cloud.status(jid) == "killed"
-        assert lines_of(file) in ([], ["entered"], ["entered", "finally"]) or len(lines_of(file)) <= 2
+        assert [line.split()[0] for line in lines_of(file)] in ([], ["entered"], ["entered", "finally"])
         if turn == 30:
             for pid in worker_pids(cloud):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     assert cloud.result(cloud.map(abs, range(10)), timeout=20) == list(range(10))
 
 

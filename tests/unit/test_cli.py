@@ -23,6 +23,7 @@ import cloud
 from cloud.cli import main, streams
 from cloud.cli.arguments import parse_jids, split_command
 from cloud.cli.output import UsageError, plain, table
+from cloud.resources import accounts
 from cloud.resources.crons import CronStore
 from cloud.resources.schedule import Schedule
 from tests import sample_functions as sf
@@ -635,11 +636,12 @@ class TestAccount:
     def ada(self, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         for name, value in self.ADA.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(accounts, "_PASSWORD_COST", (2, 1, 1))
         return lambda *words: cli("account", *words)
 
     def test_keys(self, ada: Any) -> None:
         assert ada("setuser") == (0, "", "")
-        code, out, err = ada("create", "--note", "for tests")
+        code, out, _err = ada("create", "--note", "for tests")
         assert code == 0
         assert re.fullmatch(r"api_key = 1\napi_secretkey = cld_\S+\n", out)
         key = json.loads(ada("create", "--json")[1])

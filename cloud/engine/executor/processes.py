@@ -29,6 +29,7 @@ from cloud.engine.executor.load import MachineLoad, has_cpu_quota
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
+from cloud.engine.worker.protocol import BY_ENGINE
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
 from cloud.serialization.shared import payload_from
@@ -367,7 +368,8 @@ class ProcessExecutor(Executor):
             if what == b"B":
                 worker.pid = argument
             else:
-                self._bury(worker, argument)
+                worker.cut_off &= argument >= BY_ENGINE
+                self._bury(worker, argument & ~BY_ENGINE if argument > 0 else argument)
         if not alive:
             # Killed from outside. Its workers die with it, or when their socket ends.
             self._poll.unregister(template.fd)

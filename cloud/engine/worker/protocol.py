@@ -5,7 +5,8 @@
     engine → template   F id 0          fork a worker; with the descriptors: socket, page, stdout, stderr
                         K id signal     send a signal to the worker (SIGKILL: to its whole process group)
     template → engine   B id pid        the worker was born
-                        D id status     the worker is dead: its wait status; below -1000 the errno of a failed fork
+                        D id status     the worker is dead: its wait status, plus BY_ENGINE if a SIGKILL was asked for
+                                        while it lived; below -1000 the errno of a failed fork
 """
 
 from __future__ import annotations
@@ -18,3 +19,4 @@ if TYPE_CHECKING:
 
 MESSAGE: Final = struct.Struct("<cIi")
 N_DESCRIPTORS: Final = 4
+BY_ENGINE: Final = 1 << 24

@@ -18,7 +18,7 @@ import sys
 
 from cloud.engine.worker.main import serve
 from cloud.engine.worker.pooled import Inherited
-from cloud.engine.worker.protocol import MESSAGE, N_DESCRIPTORS
+from cloud.engine.worker.protocol import BY_ENGINE, MESSAGE, N_DESCRIPTORS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Template:
         self._pid = os.getpid()
         self._pids: dict[int, int] = {}  # worker id -> pid
         self._ids: dict[int, int] = {}
+        self._ended: set[int] = set()
         self._libc = _Libc()
         self._libc.become_subreaper()
         self._woken, self._wake = os.pipe()
@@ -115,8 +116,12 @@ class Template:
         what, number, argument = MESSAGE.unpack(message)
         if what == b"F":
             self._fork(number, descriptors)
-        elif number in self._pids:
-            self._signal(self._pids[number], argument)
+        else:
+            if argument == signal.SIGKILL:
+                self._reap()  # what is dead already is told as it died
+                self._ended.update(self._pids.keys() & {number})
+            if number in self._pids:
+                self._signal(self._pids[number], argument)
         return True
 
     def _signal(self, pid: int, number: int) -> None:
@@ -194,6 +199,9 @@ class Template:
             if number is None:
                 continue
             del self._pids[number]
+            if number in self._ended:
+                self._ended.discard(number)
+                status |= BY_ENGINE
             # Its group first: whoever is left in it must not outlive the worker.
             _kill_group(pid)
             self._tell(b"D", number, status)

@@ -1,0 +1,205 @@
+"""What ``info`` tells of a job: its keys, their units, and when they are there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cloud.client.info import KEYS
+from cloud.errors import CloudException, JobFailed
+from tests import sample_functions as sample
+from tests.contract.conftest import PROCESSES_ONLY
+from tests.contract.jobs import Gate, show
+
+DEFAULT = {"status", "stdout", "stderr", "runtime"}
+
+
+def test_it_is_keyed_by_jid_whatever_was_asked(api: ModuleType) -> None:
+    jids = api.map(lambda i: show(str(i)), range(3))
+    api.join(jids)
+    assert api.info(jids[1], "stdout") == {jids[1]: {"stdout": "1\n"}}
+    assert api.info(jids[::-1], ["stdout"]) == {jid: {"stdout": f"{i}\n"} for i, jid in enumerate(jids)}
+    assert list(api.info([jids[2], jids[0], jids[2]])) == [jids[2], jids[0]]
+    assert api.info([]) == {}
+
+
+def test_keys_are_asked_for_in_several_ways(api: ModuleType) -> None:
+    jid = api.call(sample.nothing)
+    api.join(jid)
+    assert set(api.info(jid)[jid]) == DEFAULT
+    assert set(api.info(jid, None)[jid]) == DEFAULT
+    assert set(api.info(jid, "all")[jid]) == set(KEYS)
+    assert set(api.info(jid, info_requested=("status", "all"))[jid]) == set(KEYS)
+    assert list(api.info(jid, iter(["label", "status"]))[jid]) == ["label", "status"]
+    assert api.info(jid, []) == {jid: {}}
+
+
+def test_unknown_keys_are_left_out(api: ModuleType) -> None:
+    jid = api.call(sample.nothing)
+    api.join(jid)
+    assert api.info(jid, "no such key") == {jid: {}}
+    assert api.info(jid, ["status", "Status", ""]) == {jid: {"status": "done"}}
+
+
+@pytest.mark.parametrize("wrong", [5, True, b"status", [5], [b"status"], ["status", None], object()], ids=repr)
+def test_keys_are_text(api: ModuleType, wrong: Any) -> None:
+    jid = api.call(sample.nothing)
+    with pytest.raises(TypeError, match="info_requested must be a str or an iterable of str"):
+        api.info(jid, wrong)
+
+
+def test_a_job_that_ended(api: ModuleType) -> None:
+    before = datetime.now(UTC)
+    jid = api.call(sample.print_both, "to out", "to err", _label="the label")
+    api.join(jid)
+    found = api.info(jid, "all")[jid]
+    moments = [found[key] for key in ("created", "started", "finished")]
+    assert all(each.tzinfo is UTC for each in moments)
+    assert moments == sorted(moments)
+    assert before - timedelta(seconds=1) <= moments[0] <= moments[2] <= datetime.now(UTC) + timedelta(seconds=1)
+    assert type(found["runtime"]) is float
+    assert found["runtime"] == pytest.approx((moments[2] - moments[1]).total_seconds(), abs=1e-4)
+    assert found["pid"] > 0
+    assert found["worker"] == f"{platform.node()}:{found['pid']}"
+    for key, value in {
+        "status": "done",
+        "stdout": "to out\n",
+        "stderr": "to err\n",
+        "exception": None,
+        "hostname": platform.node(),
+        "attempt": 1,
+        "function": "tests.sample_functions.print_both",
+        "label": "the label",
+        "depth": 0,
+        "profile": None,
+        "shared_by": 1,
+    }.items():
+        assert found[key] == value, key
+
+
+def test_a_job_that_runs(api: ModuleType, gate: Gate) -> None:
+    def job() -> None:
+        print("so far")
+        gate.hold()
+
+    jid = api.call(job, _label="live")
+    [pid] = gate.await_begun()
+    found = api.info(jid, "all")[jid]
+    assert found["status"] == "processing"
+    assert found["stdout"] == "so far\n"
+    assert found["stderr"] == ""
+    assert found["label"] == "live"
+    assert found["attempt"] == 1
+    assert found["pid"] == pid
+    assert found["created"] <= found["started"] + timedelta(seconds=0.01)
+    for key in ("exception", "finished", "profile", "cputime.user", "cputime.system", "memory.max_usage"):
+        assert found[key] is None, key
+    assert set(found) == set(KEYS)
+    with pytest.raises(CloudException, match="timed out"):
+        api.join(jid, timeout=0.1)
+    later = api.info(jid, "runtime")[jid]["runtime"]
+    assert later >= found["runtime"] + 0.09
+
+
+def test_a_job_that_has_not_begun(api: ModuleType, one_slot: None, gate: Gate) -> None:
+    api.call(gate.hold)
+    gate.await_begun()
+    queued, mapped = api.call(sample.nothing), api.map(sample.square, range(2))
+    waiting = api.call(sample.nothing, _depends_on=queued)
+    for jid, status in ((queued, "queued"), (mapped[1], "queued"), (waiting, "waiting")):
+        found = api.info(jid, "all")[jid]
+        assert set(found) == set(KEYS)
+        assert (found["status"], found["stdout"], found["stderr"]) == (status, "", "")
+        assert found["created"].tzinfo is UTC
+        for key in ("runtime", "started", "finished", "pid", "worker", "exception", "cputime.user"):
+            assert found[key] is None, key
+    api.kill(queued)
+    found = api.info([queued, waiting], "all")
+    assert found[queued]["exception"] == "Killed"
+    assert found[waiting]["exception"] == "Could not start due to dependency erroring"
+    assert {found[jid][key] for jid in found for key in ("runtime", "started", "finished", "pid")} == {None}
+
+
+def test_a_job_that_failed(api: ModuleType) -> None:
+    def job() -> None:
+        print("before")
+        raise ValueError("why")
+
+    jid = api.call(job)
+    api.join(jid, ignore_errors=True)
+    found = api.info(jid, "all")[jid]
+    assert (found["status"], found["stdout"]) == ("error", "before\n")
+    assert found["exception"].startswith("Traceback (most recent call last):")
+    assert found["exception"].endswith("ValueError: why")
+    assert found["finished"] >= found["started"] >= found["created"] - timedelta(seconds=0.01)
+
+
+@PROCESSES_ONLY
+def test_a_job_that_lost_its_worker(api: ModuleType) -> None:
+    def job() -> None:
+        print("before", flush=True)
+        time.sleep(0.05)
+        os._exit(4)
+
+    jid = api.call(job)
+    with pytest.raises(JobFailed):
+        api.join(jid)
+    found = api.info(jid, "all")[jid]
+    assert (found["status"], found["stdout"]) == ("error", "before\n")
+    assert "exited with code 4" in found["exception"]
+    assert found["pid"] > 0
+    assert 0.05 <= found["runtime"] < 5
+    assert found["created"] <= found["started"] <= found["finished"]
+
+
+def test_cpu_time_and_memory(api: ModuleType) -> None:
+    def work() -> int:
+        kept = bytearray(40_000_000)
+        return sample.cpu(0.2) and len(kept)
+
+    called, mapped = api.call(work), api.map(lambda i: work(), range(2))
+    api.join([called, mapped])
+    for jid in (called, *mapped):
+        found = api.info(jid, ["cputime.user", "cputime.system", "memory.max_usage", "runtime"])[jid]
+        assert 0.15 <= found["cputime.user"] + found["cputime.system"] < 5
+        assert 40_000_000 < found["memory.max_usage"] < 10**12
+
+
+def test_sleeping_costs_runtime_and_no_cpu_time(api: ModuleType) -> None:
+    jid = api.call(sample.sleep_then, 0.1)
+    api.join(jid)
+    found = api.info(jid, ["cputime.user", "cputime.system", "runtime"])[jid]
+    assert 0.1 <= found["runtime"] < 5
+    assert found["cputime.user"] + found["cputime.system"] < 0.09
+
+
+def test_small_items_of_a_map_share_their_times(api: ModuleType) -> None:
+    jids = api.map(sample.square, range(3000))
+    api.join(jids)
+    found = api.info(jids, ["shared_by", "runtime", "status"])
+    assert all(each["shared_by"] >= 1 and each["runtime"] >= 0 for each in found.values())
+    assert sum(1 / each["shared_by"] for each in found.values()) == pytest.approx(
+        len({id(each[3]) for each in api.call.__self__.backend.outcomes(jids)})
+    )
+
+
+def test_functions_have_their_names(api: ModuleType) -> None:
+    def local() -> None:
+        pass
+
+    for function, name in (
+        (sample.nothing, "tests.sample_functions.nothing"),
+        (local, f"{__name__}.test_functions_have_their_names.<locals>.local"),
+        (lambda: None, f"{__name__}.test_functions_have_their_names.<locals>.<lambda>"),
+        (partial(sample.square, 3), "tests.sample_functions.square"),
+        (dict, "builtins.dict"),
+    ):
+        jid = api.call(function)
+        assert api.info(jid, "function") == {jid: {"function": name}}
