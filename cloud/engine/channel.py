@@ -132,16 +132,16 @@ def pack_message(kind: int, number: int, content: dict[str, Any], blobs: tuple[b
     return frame(kind, MESSAGE_HEAD.pack(number, len(text)), text, *blobs)
 
 
-def unpack_message(body: bytes) -> tuple[int, dict[str, Any], list[bytes]]:
+def unpack_message(body: bytes | memoryview) -> tuple[int, dict[str, Any], list[bytes]]:
     """(request id, content, blobs) of a REQUEST or REPLY."""
     import json
 
     number, length = MESSAGE_HEAD.unpack_from(body)
     offset = MESSAGE_HEAD.size + length
-    content: dict[str, Any] = json.loads(body[MESSAGE_HEAD.size : offset])
+    content: dict[str, Any] = json.loads(bytes(body[MESSAGE_HEAD.size : offset]))
     blobs = []
     for size in content.pop("blobs"):
-        blobs.append(body[offset : offset + size])
+        blobs.append(bytes(body[offset : offset + size]))
         offset += size
     return number, content, blobs
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from cloud.errors import JobFailed
 from cloud.serialization import pickling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from traceback import TracebackException
     from typing import Any, Final
 
 _MAX_DEPTH: Final = 50
@@ -84,8 +86,25 @@ def format_exception(exc: BaseException, start: TracebackType | None) -> str:
     import traceback
 
     try:
-        lines = traceback.format_exception(type(exc), exc, start)
+        shown = traceback.TracebackException(type(exc), exc, start, compact=True)
+        _tell_once(shown, exc)
+        lines = list(shown.format())
     except Exception as failure:  # noqa: BLE001 - see below
         # A raising __str__ or __notes__ of the user's exception must not hide that the job failed.
         lines = [f"{type(exc).__name__} (its text cannot be shown: {type(failure).__name__})\n"]
     return "".join(lines).rstrip("\n")
+
+
+def _tell_once(shown: TracebackException, exc: BaseException) -> None:
+    # The text of a failed job's exception holds its causes already. Told again by each of jobs that wait for one
+    # another, the text would double with each.
+    if isinstance(exc, JobFailed):
+        shown.__cause__ = shown.__context__ = None
+    members = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    for part, its_exc in (
+        (shown.__cause__, exc.__cause__),
+        (shown.__context__, exc.__context__),
+        *zip(shown.exceptions or (), members, strict=False),
+    ):
+        if part is not None and its_exc is not None:
+            _tell_once(part, its_exc)

@@ -416,23 +416,27 @@ def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], n
     # What hashlib.blake2b is; importing hashlib loads OpenSSL too.
     from _blake2 import blake2b
 
-    known_there = _unknown if namespace is None else namespace.known_there
-    names = {name: None for name in pickler.names if not known_there(name)}
+    names: dict[str, None] = dict(pickler.names)
     table: list[tuple[str, bytes, bytes]] = []
     references: dict[str, list[str]] = {}
     pending = list(names)
     while pending:
         name = pending.pop()
         value = variables[name]
-        try:
-            entry, inner = _pickle(value, variables, None, value)
-        except Exception as exc:
-            exc.add_note(f"while pickling the global {name!r} of __main__, which the job uses")
-            raise
-        references[name] = list(inner.names)
-        table.append((name, blake2b(entry, digest_size=16).digest(), entry))
-        for each in inner.names:
-            if each not in names and not known_there(each):
+        if namespace is not None and namespace.known_there(name):
+            # It need not be sent, but what it uses may be news there.
+            code = value.__code__ if type(value) is FunctionType and value.__globals__ is variables else None
+            references[name] = [] if code is None else [each for each in global_names(code) if each in variables]
+        else:
+            try:
+                entry, inner = _pickle(value, variables, None, value)
+            except Exception as exc:
+                exc.add_note(f"while pickling the global {name!r} of __main__, which the job uses")
+                raise
+            references[name] = list(inner.names)
+            table.append((name, blake2b(entry, digest_size=16).digest(), entry))
+        for each in references[name]:
+            if each not in names:
                 names[each] = None
                 pending.append(each)
     # An instance of a class that was defined anew has the bytes it had before, and is another object all the same.
@@ -444,10 +448,6 @@ def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], n
     # Values may need classes and functions of the table while they are rebuilt.
     table.sort(key=lambda row: not isinstance(variables[row[0]], FunctionType | type))
     return _BUNDLE + pickle.dumps((content, table), PROTOCOL)
-
-
-def _unknown(name: str) -> bool:
-    return False
 
 
 def dumps_without_functions(obj: Any, namespace: Namespace | None = None) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -190,9 +189,9 @@ def test_a_killed_job_is_not_tried_again(api: ModuleType, gate: Gate) -> None:
 
 
 def test_retries_do_not_hold_other_jobs_up(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
-    delayed: Callable[[int], int] = lambda i: api.call(
-        jobs.fail_first, str(tmp_path / str(i)), 1, i, _retries=1, _retry_delay=0.2
-    )
+    def delayed(i: int) -> int:
+        return api.call(jobs.fail_first, str(tmp_path / str(i)), 1, i, _retries=1, _retry_delay=0.2)
+
     slow = [delayed(i) for i in range(5)]
     assert api.result(api.map(sample.square, range(50)), timeout=10) == [i * i for i in range(50)]
     assert api.result(slow, timeout=10) == list(range(5))

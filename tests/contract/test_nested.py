@@ -28,7 +28,7 @@ def test_a_job_calls_and_waits_on_one_slot(api: ModuleType, one_slot: None) -> N
 
     assert api.result(api.call(parent, 3)) == [3, [0, 1, 4], [0, 1, 4]]
     assert api.result(api.map(parent, range(3))) == [
-        [3, [i * i for i in range(n)]] + [[i * i for i in range(n)]] for n in range(3)
+        [3, [i * i for i in range(n)], [i * i for i in range(n)]] for n in range(3)
     ]
 
 
