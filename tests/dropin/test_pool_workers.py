@@ -31,8 +31,9 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_multiprocessing_keeps() -> None:
-    # Its tracker of semaphores is started by the first, and its temporary folder removed at exit: not by our tests.
+    # Its tracker, its shared memory and its temporary folder stay until exit, whoever needed them first.
     resource_tracker.ensure_running()
+    multiprocessing.Value("i")
     vars(multiprocessing.process.current_process())["_config"].setdefault("tempdir", tempfile.mkdtemp())
 
 

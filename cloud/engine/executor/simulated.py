@@ -234,6 +234,9 @@ class SimulatedExecutor(Executor):
         )
         try:
             outcome = run_call(call, os.getpid(), lambda: self._output(job), self._max_transmit_bytes)
+            if job.surroundings is not None:
+                # Before anybody is told that it ended: whoever submits next takes the surroundings it finds.
+                job.surroundings.leave()
             with self._lock:
                 self._end(job, outcome, lost=loses)
         finally:
