@@ -62,14 +62,17 @@ class Backend(ABC):
     Attributes:
         name: 'mp', 'simulator', 'worker', ….
         simulated: What ``cloud.is_simulated`` says.
-        namespace: The program's ``__main__`` if it is not this process's own module.
         datalog: Reports what is serialised for each job, if that is asked for.
     """
 
     name: str
     simulated: bool = False
-    namespace: Namespace | None = None
     datalog: DataLog | None = None
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """The program's ``__main__`` for the calling thread, if it is not this process's own module."""
+        return None
 
     @abstractmethod
     def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:

@@ -29,6 +29,8 @@ class PoolBackend(LocalBackend):
         namespace: Given when the workers are forked from this process.
     """
 
+    namespace: pickling.Namespace | None = None
+
     def __init__(self, engine: Engine, workers: PooledProcesses, namespace: pickling.Namespace | None) -> None:
         super().__init__("pool", engine, "multiprocessing")
         self._workers = workers

@@ -10,6 +10,19 @@ from cloud.engine.clock import VirtualClock
 from cloud.engine.engine import Engine
 from cloud.engine.executor.simulated import SimulatedExecutor
 from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.serialization.pickling import Namespace
+
+
+class SimulatorBackend(LocalBackend):
+    """A simulation: code of the program itself and code of its jobs use it from one process."""
+
+    def __init__(self, engine: Engine, executor: SimulatedExecutor) -> None:
+        super().__init__("simulator", engine, "simulation")
+        self._executor = executor
+
+    @property
+    def namespace(self) -> Namespace | None:
+        return self._executor.namespace_here()
 
 
 def open_simulator(
@@ -40,4 +53,4 @@ def open_simulator(
         max_nesting=settings.max_nesting,
         max_kept=settings.mp_cache_size_limit,
     )
-    return LocalBackend("simulator", engine, "simulation")
+    return SimulatorBackend(engine, executor)

@@ -70,6 +70,7 @@ class WorkerBackend(Backend):
 
     name = "worker"
     simulated = True
+    namespace: pickling.Namespace | None = None
 
     def __init__(self, link: Link, namespace: pickling.Namespace) -> None:
         self._link = link

@@ -79,7 +79,7 @@ class Cloud:
                     if self._over:
                         raise BackendClosed(f"{self._name} was closed")
                     opened = self._opener()
-                    self._functions = FunctionCache(opened.namespace)
+                    self._functions = FunctionCache()
                     self._limit = self._max_transmit_bytes()
                     self._backend = opened
                 backend = self._backend
@@ -232,8 +232,9 @@ class Cloud:
         return backend.open_map(self._pickled(func), options)
 
     def _pickled(self, func: Callable[..., Any]) -> Function:
+        namespace = self.backend.namespace
         try:
-            function = self._functions.get(func)
+            function = self._functions.get(func, namespace)
         except Exception as exc:
             raise cannot_pickle("the function", func, exc) from exc
         if self._limit and size_of(function.payload) > self._limit:
@@ -325,7 +326,7 @@ class Cloud:
         codes = backend.statuses(jids)
         for jid, code in zip(jids, codes, strict=True):
             if code > DONE:
-                error = failure(jid, Outcome(backend.outcomes((jid,))[0][3]))
+                error = failure(jid, Outcome(backend.outcomes((jid,))[0][3]), backend.namespace)
                 raise error from error.__cause__
 
     def result(

@@ -49,7 +49,7 @@ def decode(
                 values += many if n == length else many[skip : skip + n]
         else:
             for _ in range(n):
-                failures.append(failure(jids[len(values)], Outcome(raw)))
+                failures.append(failure(jids[len(values)], Outcome(raw), namespace))
                 values.append(failures[-1])
     return values, failures
 
@@ -75,7 +75,7 @@ def _unreadable(jid: int, cause: Exception) -> SerializationError:
     return error
 
 
-def failure(jid: int, outcome: Outcome) -> CloudException:
+def failure(jid: int, outcome: Outcome, namespace: pickling.Namespace | None) -> CloudException:
     """The exception for a job that ended badly, its own exception as ``__cause__`` where it can be rebuilt."""
     status = outcome.status
     label = STATUS_LABELS[status]
@@ -94,5 +94,5 @@ def failure(jid: int, outcome: Outcome) -> CloudException:
         error = JobFailed(text, jid=jid, status=label)
     chain = outcome.section(ERROR_CHAIN)
     if chain is not None:
-        error.__cause__ = loads_exception(chain)
+        error.__cause__ = loads_exception(chain, namespace)
     return error

@@ -41,6 +41,7 @@ SETTINGS: Final = 9  #: pickled dict, opens the connection
 INITIALIZE: Final = 10  #: context id, pickled initializer of a pool (nothing: the one it was forked with)
 IDENTITY: Final = 11  #: number, the program's pid, its key for multiprocessing
 LEAVE: Final = 12  #: end in good order
+TRACKER: Final = 13  #: with a descriptor: of the program's tracker of shared memory
 
 # worker → engine
 OUTCOME: Final = 16  #: position, number of items, packed outcome

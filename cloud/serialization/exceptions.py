@@ -25,10 +25,10 @@ def dumps_exception(exc: BaseException, namespace: pickling.Namespace) -> bytes 
     return None if node is None or node[0] is None else pickling.dumps_plain(node)
 
 
-def loads_exception(content: bytes) -> BaseException | None:
+def loads_exception(content: bytes, namespace: pickling.Namespace | None = None) -> BaseException | None:
     """The exception of ``dumps_exception``, or None if it cannot be rebuilt in this process."""
     try:
-        return _from_node(pickling.loads(content))
+        return _from_node(pickling.loads(content), namespace)
     except Exception:  # noqa: BLE001 - rebuilding runs the user's code
         return None
 
@@ -56,24 +56,24 @@ def _to_node(
     )
 
 
-def _from_node(node: tuple[Any, ...]) -> BaseException | None:
+def _from_node(node: tuple[Any, ...], namespace: pickling.Namespace | None) -> BaseException | None:
     content = node[0]
-    exc = None if content is None else pickling.loads(content)
+    exc = None if content is None else pickling.loads(content, namespace)
     if isinstance(exc, BaseException):
-        _restore_chain(exc, node)
+        _restore_chain(exc, node, namespace)
         return exc
     return None
 
 
-def _restore_chain(exc: BaseException, node: tuple[Any, ...]) -> None:
+def _restore_chain(exc: BaseException, node: tuple[Any, ...], namespace: pickling.Namespace | None) -> None:
     _, cause, context, suppress, members = node
-    exc.__cause__ = None if cause is None else _from_node(cause)
-    exc.__context__ = None if context is None else _from_node(context)
+    exc.__cause__ = None if cause is None else _from_node(cause, namespace)
+    exc.__context__ = None if context is None else _from_node(context, namespace)
     exc.__suppress_context__ = suppress
     if isinstance(exc, BaseExceptionGroup):
         for member, member_node in zip(exc.exceptions, members, strict=False):
             if member_node is not None:
-                _restore_chain(member, member_node)
+                _restore_chain(member, member_node, namespace)
 
 
 def format_exception(exc: BaseException, start: TracebackType | None) -> str:

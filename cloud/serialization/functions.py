@@ -66,12 +66,15 @@ class _Entry:
 class FunctionCache:
     """Functions of this process that were pickled before. Not thread-safe by itself; its races cost a pickle only."""
 
-    def __init__(self, namespace: pickling.Namespace | None = None) -> None:
-        self._namespace = namespace
+    def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
 
-    def get(self, function: Callable[..., Any]) -> Function:
+    def get(self, function: Callable[..., Any], namespace: pickling.Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
+
+        Args:
+            function: Any callable.
+            namespace: Where ``__main__`` lives if not in this process's own module.
 
         Raises:
             Exception: Whatever pickling it raises.
@@ -80,9 +83,9 @@ class FunctionCache:
         entry = self._entries.get(id(key))
         if entry is not None and entry.key is key and _unchanged(entry, function):
             return entry.function
-        namespace = self._namespace
         payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares)
-        watched = _watch(function, self._variables(), [], 0)
+        variables = pickling.program_main() if namespace is None else namespace.variables
+        watched = _watch(function, variables, [], 0)
         made = Function(payload, function_name(function), reusable=watched is not None)
         if watched is not None:
             if len(self._entries) >= _MAX_KEPT:
@@ -90,10 +93,6 @@ class FunctionCache:
             cells = _cells(function) if type(function) is FunctionType else ()
             self._entries[id(key)] = _Entry(key, made, cells, watched)
         return made
-
-    def _variables(self) -> dict[str, Any]:
-        return pickling.program_main() if self._namespace is None else self._namespace.variables
-
 
 def _cells(function: FunctionType) -> tuple[Any, ...]:
     # Everything of a function that its code does not tell, by identity.

@@ -16,7 +16,7 @@ import cloud.mp
 from cloud.errors import CloudException, CloudTimeoutError, JobFailed, JobNotFound, UnsupportedOperation
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.conftest import BEGINNINGS
+from tests.contract.conftest import BEGINNINGS, PROCESSES_ONLY
 from tests.contract.jobs import Gate, eventually, note, notes
 from tests.scripts import ScriptRunner
 
@@ -32,15 +32,25 @@ def test_a_job_calls_and_waits_on_one_slot(api: ModuleType, one_slot: None) -> N
     ]
 
 
+def test_a_job_s_jobs_are_the_program_s_too(api: ModuleType) -> None:
+    def parent() -> list[Any]:
+        first = cloud.call(sample.square, 3)
+        return [first, cloud.result(first), cloud.find(), cloud.is_simulated()]
+
+    jid = api.call(parent)
+    assert api.result(jid) == [jid + 1, 9, [jid, jid + 1], True]
+    assert api.result(jid + 1) == 9
+    assert api.info([jid, jid + 1], "depth") == {jid: {"depth": 0}, jid + 1: {"depth": 1}}
+
+
+@PROCESSES_ONLY
 def test_both_namespaces_are_the_engine_around_the_job(api: ModuleType) -> None:
     def parent() -> list[Any]:
         first, second = cloud.call(sample.square, 3), cloud.mp.call(sample.square, 4)
-        return [first, second, cloud.mp.result(first), cloud.result(second), cloud.find(), cloud.is_simulated()]
+        return [first, second, cloud.mp.result(first), cloud.result(second), cloud.find() == cloud.mp.find()]
 
-    jid = api.call(parent)
-    assert api.result(jid) == [jid + 1, jid + 2, 9, 16, [jid, jid + 1, jid + 2], True]
-    assert api.result([jid + 1, jid + 2]) == [9, 16]
-    assert api.info([jid, jid + 1], "depth") == {jid: {"depth": 0}, jid + 1: {"depth": 1}}
+    assert api.result(api.call(parent)) == [2, 3, 9, 16, True]
+    assert api.result([2, 3]) == [9, 16]
 
 
 def fibonacci(n: int) -> int:
@@ -53,16 +63,19 @@ def test_recursion(api: ModuleType, two_slots: None) -> None:
     assert api.result(api.call(fibonacci, 6)) == 8
 
 
+def descend(n: int = 0) -> tuple[int, str]:
+    try:
+        jid = cloud.call(descend, n + 1)
+    except UnsupportedOperation as exc:
+        return n, str(exc)
+    return cloud.result(jid)  # type: ignore[no-any-return]
+
+
 def test_a_hundred_deep_and_not_one_more(api: ModuleType, two_slots: None) -> None:
-    assert api.result(api.call(sample.nested, 100), timeout=60) == 100
-    assert max(each["depth"] for each in api.info(api.find(), "depth").values()) == 100
-    with pytest.raises(JobFailed) as caught:
-        api.result(api.call(sample.nested, 101), timeout=60)
-    innermost: BaseException = caught.value
-    while innermost.__cause__ is not None:
-        innermost = innermost.__cause__
-    assert type(innermost) is UnsupportedOperation
-    assert "jobs submit jobs 101 levels deep; more than cloud.config.max_nesting = 100" in str(innermost)
+    depth, text = api.result(api.call(descend), timeout=100)
+    assert depth == 100
+    assert text.startswith("jobs submit jobs 101 levels deep; more than cloud.config.max_nesting = 100")
+    assert [each["depth"] for each in api.info(api.find(), "depth").values()] == list(range(101))
 
 
 @pytest.mark.parametrize("limit", [0, 3])
@@ -71,8 +84,26 @@ def test_the_depth_can_be_configured(api: ModuleType, configure: Callable[..., N
     assert api.result(api.call(sample.nested, limit)) == limit
     with pytest.raises(JobFailed, match=f"more than cloud.config.max_nesting = {limit}"):
         api.result(api.call(sample.nested, limit + 1))
-    with pytest.raises(JobFailed, match="levels deep"):
-        api.result(api.call(lambda: sample.nested(limit + 1)))
+    assert len(api.find()) == 2 * (limit + 1)
+
+
+def test_a_failure_far_down_is_told_once(api: ModuleType, configure: Callable[..., None]) -> None:
+    def fail_at(depth: int) -> None:
+        if depth == 0:
+            raise ValueError("far down")
+        cloud.result(cloud.call(fail_at, depth - 1))
+
+    with pytest.raises(JobFailed) as caught:
+        api.result(api.call(fail_at, 12))
+    text = caught.value.parameter
+    assert text.endswith("ValueError: far down")
+    assert text.count("far down") == 2  # the line that raises it, and what was raised
+    assert len(text) < 20_000
+    error: BaseException | None = caught.value
+    for _ in range(13):
+        assert isinstance(error, JobFailed)
+        error = error.__cause__
+    assert repr(error) == "ValueError('far down')"
 
 
 def test_a_child_s_failure_is_the_parent_s_with_its_whole_chain(api: ModuleType) -> None:
@@ -236,6 +267,7 @@ def test_a_waiting_job_s_slot_is_used(api: ModuleType, one_slot: None, gate: Gat
     assert api.result(parents, timeout=20) == [9, 9, 9]
 
 
+@PROCESSES_ONLY
 def test_threads_of_a_job_use_the_verbs(api: ModuleType, two_slots: None) -> None:
     def parent() -> list[int]:
         from concurrent.futures import ThreadPoolExecutor

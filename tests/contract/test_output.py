@@ -87,13 +87,13 @@ def test_the_last_part_is_kept(api: ModuleType, configure: Callable[..., None], 
     n = limit or 64_000
 
     def job() -> None:
-        sys.stderr.write("e" * (n - 1))
+        sys.stderr.write("e" * (n - 2) + "\n")
         jobs.show_many(30_000)
         gate.hold()
 
     jid = api.call(job)
     gate.await_begun()
-    expected = "".join(f"{i:07d}\n" for i in range(30_000))[-n:], "e" * (n - 1)
+    expected = "".join(f"{i:07d}\n" for i in range(30_000))[-n:], "e" * (n - 2) + "\n"
     found = api.info(jid, ["stdout", "stderr"])[jid]
     assert (found["stdout"], found["stderr"]) == expected
     gate.open()

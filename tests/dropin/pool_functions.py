@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -62,6 +64,37 @@ def raise_badly_made() -> None:
     raise BadlyMade(1, 2)
 
 
+class Treacherous:
+    """Can be pickled, and not rebuilt."""
+
+    def __reduce__(self) -> Any:
+        return raise_this, (OSError("cannot be rebuilt"),)
+
+
+def treacherous_if_one(x: int) -> Any:
+    return Treacherous() if x == 1 else x
+
+
+def end_if_three(x: int) -> int:
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def crash(task: Any) -> None:
+    """Without the report that a forked worker makes when the program has asked for reports."""
+    faulthandler.disable()
+    task()
+
+
+def ignore_signals(witness: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    note(witness, "pid", os.getpid())
+    while True:
+        time.sleep(1)
+
+
 class Chained(Exception):
     """Has more than arguments."""
 
@@ -99,8 +132,6 @@ def remember_and_note(witness: str, *values: Any) -> None:
 
 def settle_in(folder: str) -> None:
     """Change all that surrounds the jobs of a worker."""
-    import signal
-
     os.chdir(folder)
     os.environ["SETTLED"] = "yes"
     os.environ.pop("UNWANTED", None)
@@ -109,8 +140,6 @@ def settle_in(folder: str) -> None:
 
 
 def surroundings(disturb: bool) -> tuple[Any, ...]:
-    import signal
-
     seen = (
         os.getcwd(),
         os.environ.get("SETTLED"),

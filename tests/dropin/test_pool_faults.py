@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -26,14 +27,18 @@ if sys.platform != "linux":
 KINDS = ("template", "fork")
 
 
-@pytest.fixture(params=KINDS)
-def pool(request: pytest.FixtureRequest, home: Path) -> Iterator[Pool]:
-    """Pools with two workers, forked from a template and from this program."""
-    context = None
-    if request.param == "fork":
-        import multiprocessing
+@pytest.fixture
+def pool(home: Path) -> Iterator[Pool]:
+    """A pool with two workers."""
+    with Pool(2) as pool:
+        yield pool
+    pool.join()
 
-        context = multiprocessing.get_context("fork")
+
+@pytest.fixture(params=KINDS)
+def any_pool(request: pytest.FixtureRequest, home: Path) -> Iterator[Pool]:
+    """The same, and one whose workers are forked from this program."""
+    context = multiprocessing.get_context("fork") if request.param == "fork" else None
     with Pool(2, context=context) as pool:
         yield pool
     pool.join()
@@ -82,34 +87,28 @@ def test_a_killed_worker_costs_its_own_task(number: signal.Signals, pool: Pool, 
     ("task", "args", "what", "exitcode"),
     [
         (jobs.exit_with, (3,), "exited with code 3", 3),
-        (jobs.segfault, (), "SIGSEGV", -signal.SIGSEGV),
-        (jobs.abort, (), "SIGABRT", -signal.SIGABRT),
+        (fn.crash, (jobs.segfault,), "SIGSEGV", -signal.SIGSEGV),
+        (fn.crash, (jobs.abort,), "SIGABRT", -signal.SIGABRT),
         (jobs.kill_self, (signal.SIGKILL,), "SIGKILL", -signal.SIGKILL),
     ],
 )
 def test_a_task_that_ends_its_worker_costs_itself(
-    task: Any, args: Any, what: str, exitcode: int, pool: Pool
+    task: Any, args: Any, what: str, exitcode: int, any_pool: Pool
 ) -> None:
     seen: list[BaseException] = []
-    result = pool.apply_async(task, args, error_callback=seen.append)
+    result = any_pool.apply_async(task, args, error_callback=seen.append)
     with pytest.raises(WorkerLost, match=what) as raised:
         result.get(20)
     assert raised.value.exitcode == exitcode
     assert seen == [raised.value]
-    assert pool.apply(fn.square, (3,)) == 9
-
-
-def end_if_three(x: int) -> int:
-    if x == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return x
+    assert any_pool.apply(fn.square, (3,)) == 9
 
 
 def test_it_costs_one_item_of_a_map(pool: Pool) -> None:
     with pytest.raises(WorkerLost):
-        pool.map(end_if_three, range(200))
+        pool.map(fn.end_if_three, range(200))
     for verb in ("imap", "imap_unordered"):
-        results = getattr(pool, verb)(end_if_three, range(200))
+        results = getattr(pool, verb)(fn.end_if_three, range(200))
         found, lost = [], 0
         while True:
             try:
@@ -123,32 +122,32 @@ def test_it_costs_one_item_of_a_map(pool: Pool) -> None:
         assert verb == "imap_unordered" or found == sorted(found)
 
 
-def test_no_task_runs_twice(pool: Pool, witness: Path) -> None:
-    result = pool.map_async(jobs.sleep_noted, [str(witness)] * 2)
+def test_no_task_runs_twice(any_pool: Pool, witness: Path) -> None:
+    result = any_pool.map_async(jobs.sleep_noted, [str(witness)] * 2)
     until(lambda: len(lines_of(witness)) == 2)
     for line in lines_of(witness):
         os.kill(int(line.split()[1]), signal.SIGKILL)
     with pytest.raises(WorkerLost):
         result.get(20)
-    assert pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
+    assert any_pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
     assert len(lines_of(witness)) == 2
 
 
-def test_killing_all_idle_workers_costs_nothing(pool: Pool) -> None:
+def test_killing_all_idle_workers_costs_nothing(any_pool: Pool) -> None:
     for _ in range(3):
-        for pid in set(pool.map(fn.pid_of, range(50))):
+        for pid in set(any_pool.map(fn.pid_of, range(50))):
             os.kill(pid, signal.SIGKILL)
-        assert pool.apply(fn.square, (4,)) == 16
-        assert pool.map(fn.square, range(100)) == [i * i for i in range(100)]
+        assert any_pool.apply(fn.square, (4,)) == 16
+        assert any_pool.map(fn.square, range(100)) == [i * i for i in range(100)]
 
 
-def test_killing_the_template_costs_no_more_than_the_tasks_that_run(pool: Pool, witness: Path) -> None:
-    lost = pool.apply_async(jobs.sleep_noted, (str(witness),))
+def test_killing_the_template_costs_no_more_than_the_tasks_that_run(any_pool: Pool, witness: Path) -> None:
+    lost = any_pool.apply_async(jobs.sleep_noted, (str(witness),))
     pid_of_task(witness)
-    os.kill(pool._place.cloud.backend._workers._template._pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(any_pool._place.cloud.backend._workers._template._pid, signal.SIGKILL)  # type: ignore[attr-defined]
     with pytest.raises(WorkerLost):
         lost.get(20)
-    assert pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
+    assert any_pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
 
 
 # --- what tasks raise and return --------------------------------------------------------------------------------------
@@ -167,21 +166,14 @@ def test_what_would_end_the_program_is_an_error_here(error: BaseException, pool:
     assert pool.apply(fn.square, (3,)) == 9
 
 
-class Treacherous:
-    """Can be pickled, and not rebuilt."""
-
-    def __reduce__(self) -> Any:
-        return fn.raise_this, (OSError("cannot be rebuilt"),)
-
-
 def test_what_cannot_be_rebuilt(pool: Pool) -> None:
     with pytest.raises(JobFailed, match="BadlyMade: 1 and 2"):
         pool.apply(fn.raise_badly_made)
     with pytest.raises(OSError, match="cannot be rebuilt"):
-        pool.apply(fn.square, (Treacherous(),))
+        pool.apply(fn.square, (fn.Treacherous(),))
     with pytest.raises(CloudException, match="cannot be rebuilt"):
-        pool.apply(Treacherous)
-    results = pool.imap(lambda x: Treacherous() if x == 1 else x, range(3))
+        pool.apply(fn.Treacherous)
+    results = pool.imap(fn.treacherous_if_one, range(3))
     assert next(results) == 0
     with pytest.raises(CloudException, match="cannot be rebuilt"):
         next(results)
@@ -282,16 +274,16 @@ def test_a_flood_of_output(program: Callable[..., Program]) -> None:
 # --- the end of a pool ------------------------------------------------------------------------------------------------
 
 
-def test_terminate_wakes_whoever_waits(pool: Pool, witness: Path) -> None:
+def test_terminate_wakes_whoever_waits(any_pool: Pool, witness: Path) -> None:
     waits: dict[str, Callable[[], Any]] = {
-        "get": pool.apply_async(jobs.sleep_noted, (str(witness),)).get,
-        "queued": pool.apply_async(time.sleep, (60,)).get,
-        "callback": pool.apply_async(time.sleep, (60,), callback=print).get,
-        "map": pool.map_async(time.sleep, [60] * 5).get,
-        "imap": pool.imap(time.sleep, [60]).next,
-        "imap_unordered": pool.imap_unordered(time.sleep, [60]).next,
-        "slow iterable": pool.imap(time.sleep, (threading.Event().wait(2) for _ in range(1))).next,
-        "wait": pool.apply_async(time.sleep, (60,)).wait,
+        "get": any_pool.apply_async(jobs.sleep_noted, (str(witness),)).get,
+        "queued": any_pool.apply_async(time.sleep, (60,)).get,
+        "callback": any_pool.apply_async(time.sleep, (60,), callback=print).get,
+        "map": any_pool.map_async(time.sleep, [60] * 5).get,
+        "imap": any_pool.imap(time.sleep, [60]).next,
+        "imap_unordered": any_pool.imap_unordered(time.sleep, [60]).next,
+        "slow iterable": any_pool.imap(time.sleep, (threading.Event().wait(2) for _ in range(1))).next,
+        "wait": any_pool.apply_async(time.sleep, (60,)).wait,
     }
     ends: dict[str, Any] = {}
 
@@ -306,7 +298,7 @@ def test_terminate_wakes_whoever_waits(pool: Pool, witness: Path) -> None:
         thread.start()
     pid = pid_of_task(witness)
     began = time.monotonic()
-    pool.terminate()
+    any_pool.terminate()
     for thread in threads:
         thread.join(10)
     assert time.monotonic() - began < 5
@@ -314,20 +306,13 @@ def test_terminate_wakes_whoever_waits(pool: Pool, witness: Path) -> None:
     assert not exists(pid)
 
 
-def test_terminate_ends_workers_that_ignore_signals_or_are_stopped(pool: Pool, witness: Path) -> None:
-    def ignore(witness: str) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        jobs.note(witness, "pid", os.getpid())
-        while True:
-            time.sleep(1)
-
-    pool.apply_async(ignore, (str(witness),))
+def test_terminate_ends_workers_that_ignore_signals_or_are_stopped(any_pool: Pool, witness: Path) -> None:
+    any_pool.apply_async(fn.ignore_signals, (str(witness),))
     first = pid_of_task(witness)
-    pool.apply_async(jobs.stop_self)
+    any_pool.apply_async(jobs.stop_self)
     began = time.monotonic()
-    pool.terminate()
-    pool.join()
+    any_pool.terminate()
+    any_pool.join()
     assert time.monotonic() - began < 5
     assert not exists(first)
 
@@ -345,12 +330,12 @@ def test_what_a_terminated_pool_had_finished_is_kept(pool: Pool) -> None:
     assert list(results) == [1, 4, 9, 16]
 
 
-def test_tasks_leave_no_processes_behind(pool: Pool, witness: Path) -> None:
-    pool.apply(jobs.start_family, (str(witness),))
+def test_tasks_leave_no_processes_behind(any_pool: Pool, witness: Path) -> None:
+    any_pool.apply(jobs.start_family, (str(witness),))
     pids = [int(line.split()[1]) for line in lines_of(witness) if len(line.split()) == 2]
     assert any(exists(pid) for pid in pids)
-    pool.terminate()
-    pool.join()
+    any_pool.terminate()
+    any_pool.join()
     until(lambda: not any(exists(pid) for pid in pids), "what the task started ends")
 
 
@@ -372,21 +357,21 @@ def in_child(action: Callable[[], Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_forked_child_uses_an_inherited_pool(pool: Pool) -> None:
-    ours = set(pool.map(fn.pid_of, range(20)))
-    running = pool.apply_async(fn.pid_after, (0.3,))
+def test_a_forked_child_uses_an_inherited_pool(any_pool: Pool) -> None:
+    ours = set(any_pool.map(fn.pid_of, range(20)))
+    running = any_pool.apply_async(fn.pid_after, (0.3,))
 
     def use() -> None:
-        assert pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
-        assert not ours & set(pool.map(fn.pid_of, range(20)))
+        assert any_pool.map(fn.square, range(5)) == [0, 1, 4, 9, 16]
+        assert not ours & set(any_pool.map(fn.pid_of, range(20)))
         with pytest.raises(BackendClosed):
             running.get(5)
-        pool.terminate()
-        pool.join()
+        any_pool.terminate()
+        any_pool.join()
 
     assert in_child(use) == 0
     assert running.get(20) in ours
-    assert pool.apply(fn.square, (3,)) == 9
+    assert any_pool.apply(fn.square, (3,)) == 9
 
 
 def test_a_forked_child_makes_a_pool_of_its_own(pool: Pool) -> None:

@@ -443,3 +443,35 @@ def test_a_pool_starts_quickly() -> None:
     pool.join()
     assert time.monotonic() - began < 10
     assert isinstance(sys.stdout, io.TextIOBase) or sys.stdout is not None
+
+
+def test_shared_memory_that_tasks_look_at_stays(run_script: ScriptRunner) -> None:
+    result = run_script(
+        """
+        from multiprocessing.shared_memory import SharedMemory
+        from cloud.pool import Pool
+
+        def look(name):
+            memory = SharedMemory(name)
+            memory.buf[0] += 1
+            memory.close()
+
+        if __name__ == "__main__":
+            for early in (True, False):
+                pool = Pool(2)
+                if not early:
+                    pool.map(abs, range(10))
+                memory = SharedMemory(create=True, size=100)
+                pool.map(look, [memory.name] * 5)
+                pool.close()
+                pool.join()
+                again = SharedMemory(memory.name)
+                assert again.buf[0] >= 2
+                again.close()
+                memory.close()
+                memory.unlink()
+            print("fine")
+        """
+    )
+    assert result.stdout == "fine\n"
+    assert result.stderr == ""

@@ -49,7 +49,7 @@ class PooledProcesses(ProcessExecutor):
         self._inherited = inherited
         self._max_tasks = max_tasks
         self._n_tasks: dict[int, int] = {}
-        self._known: set[int] = set()
+        self._told: dict[int, list[bool]] = {}
         self._leaving: dict[int, Any] = {}
         self._dismissed = False
         self.whole_chunks = max_tasks > 0
@@ -85,15 +85,19 @@ class PooledProcesses(ProcessExecutor):
         return worker
 
     def _identify(self, worker: WorkerHandle) -> None:
-        process = sys.modules.get("multiprocessing.process")
-        if process is not None:
-            self._known.add(worker.number)
+        """Tell it what the program has of multiprocessing by now."""
+        modules, told = sys.modules, self._told.setdefault(worker.number, [False, self._inherited is not None])
+        if not told[0] and (process := modules.get("multiprocessing.process")) is not None:
+            told[0] = True
             worker.identify(os.getpid(), bytes(process.current_process().authkey))
+        if not told[1] and (tracker := modules.get("multiprocessing.resource_tracker")) is not None:
+            fd = tracker._resource_tracker._fd
+            if fd is not None:
+                told[1] = True
+                worker.share_tracker(fd)
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
-        if worker.number not in self._known:
-            # The program may have come to know multiprocessing since the worker began.
-            self._identify(worker)
+        self._identify(worker)
         if self._max_tasks:
             self._n_tasks[worker.number] = self._n_tasks.get(worker.number, 0) + len(tasks)
         super()._give(worker, tasks)
@@ -113,7 +117,7 @@ class PooledProcesses(ProcessExecutor):
     def _bury(self, worker: WorkerHandle, status: int) -> None:
         super()._bury(worker, status)
         self._n_tasks.pop(worker.number, None)
-        self._known.discard(worker.number)
+        self._told.pop(worker.number, None)
         timer = self._leaving.pop(worker.number, None)
         if timer is not None:
             timer.cancel()

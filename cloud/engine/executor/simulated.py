@@ -330,6 +330,11 @@ class SimulatedExecutor(Executor):
         job = self._here.job
         return 0 if job is None or job.ended else job.batch.depth + 1
 
+    def namespace_here(self) -> pickling.Namespace | None:
+        """The jobs' ``__main__`` in the thread of a job, None in any other."""
+        job = self._here.job
+        return None if job is None or job.ended else self.namespace
+
     # --- asking and ending --------------------------------------------------------------------------------------------
 
     def running(self) -> list[tuple[Batch, int]]:

@@ -188,6 +188,10 @@ class WorkerHandle:
         """Let it be a process of the program's multiprocessing."""
         self.write(ch.frame(ch.IDENTITY, ch.IDENTITY_HEAD.pack(self.number, program_pid), authkey))
 
+    def share_tracker(self, fd: int) -> None:
+        """Give it the program's tracker of shared memory."""
+        self.write(ch.frame(ch.TRACKER | WITH_SEGMENT), Segment(os.dup(fd), 0))
+
     def initialize(self, context: tuple[int, bytes], payload: bytes) -> None:
         """Send the initializer that runs before its first task, and where; an empty payload means the inherited one."""
         self._contexts.add(context[0])

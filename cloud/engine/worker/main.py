@@ -20,7 +20,7 @@ from cloud.engine import channel as ch
 from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.link import Link, LinkClosed
-from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave
+from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.run import Call, max_rss_kb, pack_ended, run_call, usage
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
@@ -102,6 +102,7 @@ class Worker:
             ch.INITIALIZE: self._on_initialize,
             ch.IDENTITY: self._on_identity,
             ch.LEAVE: self._on_leave,
+            ch.TRACKER: self._on_tracker,
         }
         frames, slots, spin_s = self.link.frames, self.slots, self.settings["spin_s"]
         while True:
@@ -170,6 +171,9 @@ class Worker:
     def _on_identity(self, body: Any) -> None:
         number, program_pid = ch.IDENTITY_HEAD.unpack_from(body)
         become_process(number, program_pid, bytes(body[ch.IDENTITY_HEAD.size :]))
+
+    def _on_tracker(self, body: Any) -> None:
+        use_tracker(os.dup(body.segment.fd))
 
     def _on_leave(self, body: Any) -> None:
         leave()

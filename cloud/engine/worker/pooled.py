@@ -73,6 +73,20 @@ def become_process(number: int, program_pid: int, authkey: bytes) -> None:
         util._run_after_forkers()
 
 
+def use_tracker(fd: int) -> None:
+    """Report shared memory to the program's own tracker.
+
+    With one of its own this worker would have, at its end, everything removed that it had only looked at.
+    """
+    from multiprocessing import resource_tracker
+
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is None:
+        tracker._fd = fd
+    else:
+        os.close(fd)
+
+
 def leave() -> None:
     """What a process of multiprocessing does before it ends: its queues hand over what they hold, its children end."""
     util: Any = sys.modules.get("multiprocessing.util")
