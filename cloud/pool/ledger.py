@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
 
 if TYPE_CHECKING:
-    from cloud.backends.base import Backend
+    from cloud.backends.base import Backend, Segment
     from cloud.client.cloud import Cloud
 
 __all__ = ["Ledger", "Open"]
@@ -31,7 +32,10 @@ class Open(Protocol):
         """True when all of it has ended."""
 
     def whom_to_ask(self) -> tuple[Backend, int] | None:
-        """The one job whose state tells whether this is ready, and where it is; None if that takes more."""
+        """The one job whose outcome is all it takes, and where it is; None if it takes more, or is there."""
+
+    def keep(self, segments: list[Segment]) -> None:
+        """This is the outcome of that job."""
 
     def wait(self) -> None:
         """Block until all of it has ended.
@@ -64,9 +68,7 @@ class Ledger:
         if len(self._open) > self._n_kept:
             with self._lock:
                 if len(self._open) > self._n_kept:
-                    for each in self._ended():
-                        each.secure()
-                        self._open.discard(each)
+                    self._secure_ended()
                     self._n_kept = max(_MIN_KEPT, 2 * len(self._open))
 
     def drop(self, result: Open) -> None:
@@ -77,20 +79,29 @@ class Ledger:
         """Those that may not have ended."""
         return list(self._open)
 
-    def _ended(self) -> list[Open]:
-        # All single tasks of a backend are looked at in one go: each look takes its lock.
-        single: dict[Backend, dict[int, Open]] = {}
-        ended: list[Open] = []
-        for result in self.open():
+    def _secure_ended(self) -> None:
+        # All single tasks of a backend in one go: each question takes its lock.
+        single: dict[Backend, dict[int, Any]] = {}
+        for result in list(self._open):
             job = result.whom_to_ask()
             if job is not None:
                 single.setdefault(job[0], {})[job[1]] = result
             elif result.ready():
-                ended.append(result)
+                result.secure()
+                self._open.discard(result)
         for backend, results in single.items():
-            try:
-                codes = backend.statuses(list(results))
-            except (JobNotFound, BackendClosed):
-                continue  # another thread takes some meanwhile; there will be another look
-            ended += [result for result, code in zip(results.values(), codes, strict=True) if code >= DONE]
-        return ended
+            with suppress(JobNotFound, BackendClosed):  # another thread took one meanwhile; there will be another look
+                self._secure_single(backend, results)
+
+    def _secure_single(self, backend: Backend, results: dict[int, Any]) -> None:
+        codes = backend.statuses(list(results))
+        ended = [jid for jid, code in zip(results, codes, strict=True) if code >= DONE]
+        for jid, segment in zip(ended, backend.outcomes(ended), strict=True):
+            results[jid].keep([segment])
+            self._open.discard(results[jid])
+        try:
+            backend.delete(ended)
+        except JobNotFound:
+            for jid in ended:
+                with suppress(JobNotFound):
+                    backend.delete((jid,))

@@ -74,6 +74,12 @@ class ApplyResult:
             return None
         return self._backend, self._jids[0]
 
+    def keep(self, segments: list[Segment]) -> None:
+        """See ``ledger.Open``."""
+        with self._lock:
+            if self._segments is None:
+                self._segments = segments
+
     def cancel(self, cloud: Cloud) -> None:
         """See ``ledger.Open``."""
         with suppress(JobNotFound):
@@ -99,7 +105,8 @@ class ApplyResult:
             backend, jids = self._backend, self._jids
             assert backend is not None
             self._segments = backend.outcomes(jids)
-            backend.delete(jids)
+            with suppress(JobNotFound):  # the user deleted it
+                backend.delete(jids)
         return self._segments
 
     def _finish(self) -> None:

@@ -94,6 +94,7 @@ class FunctionCache:
             self._entries[id(key)] = _Entry(key, made, cells, watched)
         return made
 
+
 def _cells(function: FunctionType) -> tuple[Any, ...]:
     # Everything of a function that its code does not tell, by identity.
     closure = function.__closure__

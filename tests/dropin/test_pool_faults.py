@@ -153,7 +153,9 @@ def test_killing_the_template_costs_no_more_than_the_tasks_that_run(any_pool: Po
 # --- what tasks raise and return --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")], ids=repr
+)
 def test_what_would_end_the_program_is_an_error_here(error: BaseException, pool: Pool) -> None:
     for call in (
         lambda: pool.apply(fn.raise_this, (error,)),
