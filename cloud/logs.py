@@ -74,6 +74,11 @@ class LogFile:
     """
 
     def __init__(self, path: str, *, max_bytes: int = _MAX_BYTES, n_old: int = _N_OLD) -> None:
+        # Not when the first file is full: a child forked by another thread in the middle of an import waits for ever
+        # for that module.
+        import filelock
+
+        self._filelock = filelock
         self.path = path
         self._max_bytes = max_bytes
         self._n_old = n_old
@@ -116,12 +121,10 @@ class LogFile:
             return os.open(self.path, flags, 0o600)
 
     def _rotate(self, n_bytes: int) -> None:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(f"{self.path}.lock", timeout=0, mode=0o600)
+        lock = self._filelock.FileLock(f"{self.path}.lock", timeout=0, mode=0o600)
         try:
             lock.acquire()
-        except Timeout:
+        except self._filelock.Timeout:
             return  # Another process is at it. Whichever file we meet now, our message is appended to it whole.
         try:
             if os.path.getsize(self.path) + n_bytes <= self._max_bytes:

@@ -148,8 +148,8 @@ class Feed:
         block: list[Any] = []
         error: BaseException | None = None
         try:
-            for item in islice(self._items, n):
-                block.append(item)
+            # What comes before an error stays in the list.
+            block.extend(islice(self._items, n))
         except BaseException as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
             error = exc
             del block[len(block) - len(block) % self._chunksize :]

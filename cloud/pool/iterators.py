@@ -232,7 +232,9 @@ class IMapIterator(_Iterator):
         if backend.wait(jids[at : at + 1], _left(deadline), stop_on_error=False):
             _too_late(jids[at : at + 1])
         codes = backend.statuses(jids[at : at + _AHEAD])
-        n = next((index for index, code in enumerate(codes) if code < DONE), len(codes))
+        n = len(codes)
+        if min(codes) < DONE:
+            n = next(index for index, code in enumerate(codes) if code < DONE)
         self._keep(backend, jids[at : at + n])
         self._at += n
         if self._at == len(jids):
