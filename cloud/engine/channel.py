@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import os
 import struct
-from mmap import mmap
 
 from cloud.jobs import JobOptions
+from cloud.serialization.shared import mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Page:
     def __init__(self, fd: int, *, create: bool = False) -> None:
         if create:
             os.ftruncate(fd, PAGE_BYTES)
-        self._map = _mapped(fd)
+        self._map = mapped(fd, PAGE_BYTES)
         self.slots = memoryview(self._map).cast("Q")
         if create:
             self.slots[CURRENT] = NO_LIMIT
@@ -164,16 +164,3 @@ class Page:
         """Unmap. Idempotent."""
         self.slots.release()
         self._map.close()
-
-
-def _mapped(fd: int) -> mmap:
-    # mmap keeps a copy of the descriptor under the lowest free number; see ``descriptors.off_stdio``.
-    taken = []
-    try:
-        while (copy := os.dup(fd)) < 3:
-            taken.append(copy)
-        os.close(copy)
-        return mmap(fd, PAGE_BYTES)
-    finally:
-        for each in taken:
-            os.close(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -21,6 +22,18 @@ def off_stdio(fd: int, least: int = 3) -> int:
     if fd >= least:
         return fd
     copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    os.close(fd)
+    return copy
+
+
+def full(exc: OSError) -> bool:
+    """True for a socket that takes no more now, or that holds as many descriptors as a process may have open."""
+    return exc.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
+
+
+def move_out_of_reach(fd: int) -> int:
+    """As ``out_of_reach``, in place of ``fd``."""
+    copy = out_of_reach(fd)
     os.close(fd)
     return copy
 

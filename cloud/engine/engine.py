@@ -342,6 +342,7 @@ class Engine(Source):
         own_fault: bool,
         output: tuple[bytes, bytes] = (b"", b""),
         pid: int = 0,
+        age_s: float | None = None,
     ) -> None:
         """An item's worker died under it: an error, or another attempt; see ``Source.lose``."""
         if batch.states[index] >= DONE:
@@ -355,7 +356,9 @@ class Engine(Source):
         sections += [(tag, data) for tag, data in zip((STDOUT, STDERR), output, strict=True) if data]
         if exitcode is not None and killed is None:
             sections.append((EXITCODE, str(exitcode).encode()))
-        outcome = pack_outcome(ERROR if killed is None else KILLED, sections, pid=pid)
+        status = ERROR if killed is None else KILLED
+        started = 0.0 if age_s is None else self.clock.now() - age_s
+        outcome = pack_outcome(status, sections, pid=pid, started=started, runtime_s=age_s or 0.0)
         # Retries are for what is known to have failed; this attempt may have done all its work.
         self.finish(batch, index, 1, outcome, may_retry=batch.options.restartable)
 

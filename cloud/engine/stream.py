@@ -12,6 +12,7 @@ import struct
 from collections import deque
 
 from cloud.engine.channel import FRAME
+from cloud.engine.descriptors import full, move_out_of_reach
 from cloud.serialization.shared import Segment, attach
 
 TYPE_CHECKING = False
@@ -24,9 +25,18 @@ _LARGE_BYTES: Final = 1 << 17
 _MAX_DESCRIPTORS: Final = 64
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
 _CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+"""Programs that restore the default of SIGPIPE must not die of a worker's death."""
 
 Frame: TypeAlias = "tuple[int, Any]"
 """(kind, body): bytes, SharedBytes if a segment came with it, or a memoryview of its own memory if it is large."""
+
+
+def send_with(connection: socket.socket, data: bytes | memoryview, descriptors: list[int]) -> int:
+    """Send bytes and descriptors beside them; the number of bytes sent. As ``socket.send_fds``, which drops flags."""
+    numbers = struct.pack(f"{len(descriptors)}i", *descriptors)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if descriptors else []
+    return connection.sendmsg([data], ancillary, NO_SIGNAL)
 
 
 class FrameStream:
@@ -69,7 +79,7 @@ class FrameStream:
         """
         if not self._unsent and segment is None:
             try:
-                sent = self._socket.send(data)
+                sent = self._socket.send(data, NO_SIGNAL)
             except BlockingIOError:
                 sent = 0
             if sent == len(data):
@@ -86,10 +96,12 @@ class FrameStream:
             view, segment = unsent[0]
             try:
                 if segment is None:
-                    sent = self._socket.send(view)
+                    sent = self._socket.send(view, NO_SIGNAL)
                 else:
-                    sent = socket.send_fds(self._socket, [view], [segment.fd])
-            except BlockingIOError:
+                    sent = send_with(self._socket, view, [segment.fd])
+            except OSError as exc:
+                if not full(exc):
+                    raise
                 return False
             if sent == len(view):
                 unsent.popleft()
@@ -168,7 +180,7 @@ class FrameStream:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 n = len(content) // 4
-                self.descriptors.extend(struct.unpack(f"{n}i", content[: 4 * n]))
+                self.descriptors.extend(map(move_out_of_reach, struct.unpack(f"{n}i", content[: 4 * n])))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

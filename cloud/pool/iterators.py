@@ -50,7 +50,13 @@ class _Iterator(ABC, Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        return self.next()
+        try:
+            found = self._ready.popleft()
+        except IndexError:
+            return self.next()
+        if type(found) is _Raised:
+            raise found.error
+        return found
 
     def next(self, timeout: float | None = None) -> Any:
         """The next result; blocks until it is there.

@@ -29,6 +29,7 @@ _MARK: Final = b"S"
 _INLINE: Final = b"I"
 _COUNT: Final = struct.Struct("<I")
 _WRITE_BYTES: Final = 1 << 30
+_N_STDIO: Final = 3
 
 
 class Segment:
@@ -55,7 +56,10 @@ class Segment:
         """Copy buffers into a new segment; None when this process should open no more files."""
         if cls.n_open[0] >= _max_open():
             return None
-        fd = memory_file()
+        try:
+            fd = memory_file()
+        except OSError:
+            return None  # others hold all the descriptors there are
         segment = cls(fd, 0)
         offset = 0
         for buffer in buffers:
@@ -72,7 +76,7 @@ class Segment:
         if self.data is not None:
             whole = memoryview(bytearray(self.data))
         else:
-            whole = memoryview(mmap(self.fd, self.n_bytes, access=ACCESS_COPY))
+            whole = memoryview(mapped(self.fd, self.n_bytes, access=ACCESS_COPY))
         found = []
         offset = 0
         for length in lengths:
@@ -83,7 +87,7 @@ class Segment:
     def settle(self) -> None:
         """Take the bytes into memory if this process holds too many open files."""
         if self.fd >= 0 and self.n_open[0] > _max_open():
-            with mmap(self.fd, self.n_bytes, access=ACCESS_COPY) as content:
+            with mapped(self.fd, self.n_bytes, access=ACCESS_COPY) as content:
                 self.data = content[:]
             self.close()
 
@@ -185,6 +189,33 @@ def _lengths(view: memoryview) -> tuple[Sequence[int], int]:
 
 def memory_file() -> int:
     """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
+    fd = _memory_file()
+    taken = []
+    while fd < _N_STDIO:
+        taken.append(fd)
+        fd = os.dup(fd)
+    for each in taken:
+        os.close(each)
+    return fd
+
+
+def mapped(fd: int, n_bytes: int, **options: Any) -> mmap:
+    """``mmap``, which keeps a copy of the descriptor under the lowest number that is free; but none of stdio's.
+
+    Where the program runs with its stdout closed, what it or C code in it prints would change the content.
+    """
+    taken = []
+    try:
+        while (copy := os.dup(fd)) < _N_STDIO:
+            taken.append(copy)
+        os.close(copy)
+        return mmap(fd, n_bytes, **options)
+    finally:
+        for each in taken:
+            os.close(each)
+
+
+def _memory_file() -> int:
     if hasattr(os, "memfd_create"):
         try:
             return os.memfd_create("cloud", os.MFD_CLOEXEC)

@@ -71,7 +71,7 @@ class House:
         self._context = (1, pickling.dumps_plain(snapshot()))
 
     def function(self, function: Callable[..., Any]) -> Function:
-        return self._functions.get(function)
+        return self._functions.get(function, None)
 
     def call(self, function: Callable[..., Any], *args: Any, **values: Any) -> int:
         options = JobOptions.from_dict(values) if values else DEFAULT_OPTIONS

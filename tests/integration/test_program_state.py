@@ -13,8 +13,18 @@ from tests.integration.support import Program
 Start = Callable[..., Program]
 
 USE_EVERYTHING = """
-import os, sys, time
+import os, pickle, sys, time
 import cloud.mp as cloud
+
+class Big:
+    # Large enough to travel in a file of its own.
+    def __init__(self, data):
+        self.data = bytes(data)
+    def __reduce_ex__(self, protocol):
+        return Big, (pickle.PickleBuffer(self.data),)
+
+def reversed_big(big):
+    return Big(big.data[::-1])
 
 def printing(x):
     print("out", x)
@@ -34,6 +44,10 @@ def check():
     cloud.kill(late)
     assert cloud.status(late) == "killed"
     assert cloud.result(cloud.call(len, "abc" * 1_000_000)) == 3_000_000
+    content = os.urandom(1 << 20)
+    assert cloud.result(cloud.call(reversed_big, Big(content))).data == content[::-1]
+    many = [Big(os.urandom(300_000)) for _ in range(8)]
+    assert [big.data for big in cloud.result(cloud.map(reversed_big, many))] == [big.data[::-1] for big in many]
 """
 
 
@@ -73,9 +87,12 @@ def test_stdio_closed_while_the_program_runs(program: Start) -> None:
         "for fd in (0, 1, 2): os.close(fd)\n"
         "cloud.close()\n"
         "check()\n"
+        "kept = [cloud.call(reversed_big, Big(b'a' * 300_000 + b'b')) for _ in range(6)]\n"
+        "values = cloud.result(kept)\n"
         "for fd in (0, 1, 2):\n"
         "    try: os.write(fd, b'x' * 100)\n"
         "    except OSError: pass\n"
+        "assert all(value.data == b'b' + b'a' * 300_000 for value in [*values, *cloud.result(kept)])\n"
         "cloud.result(cloud.call(abs, -1))\n"
         "check()\n"
         "taken = [fd for fd in (0, 1, 2) if os.path.exists(f'/proc/self/fd/{fd}')]\n"
@@ -102,21 +119,21 @@ def test_an_output_file_is_not_taken_for_a_jobs_output(program: Start) -> None:
 @pytest.mark.parametrize("limit", [40, 64])
 def test_few_descriptors(program: Start, limit: int) -> None:
     # More workers than descriptors: those that can be had do the work.
-    out = program(
-        f"""
-        import resource
-        resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
-        import cloud.mp as cloud, time
-        cloud.result(cloud.map(lambda x: time.sleep(0.01), range(40)))
-        assert cloud.result(cloud.map(lambda x: x * x, range(100))) == [x * x for x in range(100)]
-        late = cloud.map(time.sleep, [60] * 20)
-        cloud.kill(late)
-        assert set(cloud.status(late)) == {{"killed"}}
-        print(cloud.result(cloud.call(abs, -1)))
-        """,
+    started = program(
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
+        f"{USE_EVERYTHING}\n"
+        "cloud.result(cloud.map(lambda x: time.sleep(0.01), range(40)))\n"
+        "late = cloud.map(time.sleep, [60] * 20)\n"
+        "cloud.kill(late)\n"
+        "assert set(cloud.status(late)) == {'killed'}\n"
+        "check()\n"
+        "bigs = cloud.map(reversed_big, [Big(os.urandom(300_000)) for _ in range(40)])\n"
+        "assert all(len(big.data) == 300_000 for big in cloud.result(bigs))\n"
+        "print('fine')",
         env={"CLOUD_NUM_PROCS": "20"},
-    ).succeeded()
-    assert out == "1\n"
+    )
+    assert started.succeeded() == "fine\n"
 
 
 def test_no_descriptors_at_all(program: Start) -> None:
@@ -257,6 +274,25 @@ def test_signals_and_their_like(program: Start, state: str) -> None:
     )
     assert started.succeeded() == "fine\n"
     started.left_nothing(2)
+
+
+def test_sigpipe_at_its_default_does_not_end_the_program(program: Start) -> None:
+    # Programs that are made for pipelines restore it; the engine writes to workers that are dead already.
+    out = program(
+        """
+        import os, signal
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        import cloud.mp as cloud
+        print(cloud.result(cloud.map(abs, range(4))))
+        executor = cloud._cloud.backend.engine.executor
+        pids = [worker.pid for worker in executor._workers.values()] + [executor._template._pid]
+        for pid in pids: os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            while os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read().rpartition(")")[2]: pass
+        print(cloud.result([cloud.call(abs, -x) for x in range(4)]))
+        """
+    ).succeeded()
+    assert out == "[0, 1, 2, 3]\n[0, 1, 2, 3]\n"
 
 
 def test_jobs_have_signals_of_their_own(program: Start) -> None:

@@ -69,8 +69,9 @@ class Source(ABC):
         own_fault: bool,
         output: tuple[bytes, bytes] = (b"", b""),
         pid: int = 0,
+        age_s: float | None = None,
     ) -> None:
-        """An item's worker died under it. ``own_fault``: the job itself ended it (exit, crash)."""
+        """An item's worker died under it, ``age_s`` after it began. ``own_fault``: by the job itself (exit, crash)."""
 
     @abstractmethod
     def request(

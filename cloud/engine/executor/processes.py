@@ -417,6 +417,7 @@ class ProcessExecutor(Executor):
                     own_fault=own_fault and position == current,
                     output=output if position == current else (b"", b""),
                     pid=worker.pid,
+                    age_s=time.monotonic() - worker.began if position == current else None,
                 )
         worker.tasks.clear()
         worker.close()

@@ -292,7 +292,16 @@ class SimulatedExecutor(Executor):
         if lost and not job.killed:
             self._note(job, "loses its worker")
             reason = "The job's worker was lost: injected by the simulator (lose_worker=)."
-            self._source.lose(job.batch, job.index, reason, None, own_fault=False, output=self._output(job))
+            self._source.lose(
+                job.batch,
+                job.index,
+                reason,
+                None,
+                own_fault=False,
+                output=self._output(job),
+                pid=os.getpid(),
+                age_s=self._clock.now() - job.started,
+            )
         else:
             self._note(job, "ends")
             self._source.finish(job.batch, job.index, 1, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -10,7 +9,8 @@ import socket
 import sys
 import time
 
-from cloud.engine.descriptors import off_stdio
+from cloud.engine.descriptors import full, off_stdio
+from cloud.engine.stream import send_with
 from cloud.engine.worker.protocol import MESSAGE
 
 _CONTROL_FD = 3
@@ -19,8 +19,6 @@ _CODE = (
     "from cloud.engine.worker.template import main; main({fd}, {preload!r})"
 )
 _END_S = 5.0
-_FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
-"""The socket is full, or holds as many descriptors as this process may have open."""
 
 
 class TemplateProcess:
@@ -73,10 +71,10 @@ class TemplateProcess:
         until = time.monotonic() + _END_S
         while True:
             try:
-                socket.send_fds(self._socket, [message], descriptors)
+                send_with(self._socket, message, descriptors)
                 return True
             except OSError as exc:
-                if exc.errno not in _FULL:
+                if not full(exc):
                     return True  # dead; the next read tells
             if time.monotonic() > until:
                 return False  # it is stopped
