@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
+
+from cloud.serialization.shared import max_segments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 _HIGH_FD: Final = 512
+_N_OTHERS: Final = 16
 
 
 def off_stdio(fd: int, least: int = 3) -> int:
@@ -32,10 +36,11 @@ def full(exc: OSError) -> bool:
 
 
 def move_out_of_reach(fd: int) -> int:
-    """As ``out_of_reach``, in place of ``fd``."""
-    copy = out_of_reach(fd)
-    os.close(fd)
-    return copy
+    """As ``out_of_reach``, in place of ``fd``; which stays where it is when there are no other numbers."""
+    try:
+        return off_stdio(fd, _HIGH_FD)
+    except OSError:
+        return fd
 
 
 def out_of_reach(fd: int) -> int:
@@ -44,3 +49,11 @@ def out_of_reach(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
     except OSError:
         return os.dup(fd)  # RLIMIT_NOFILE allows no such number
+
+
+def n_spare() -> int:
+    """How many descriptors workers may take together: large buffers and the program itself need some too."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    return soft - max_segments() - _N_OTHERS

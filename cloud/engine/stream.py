@@ -25,6 +25,7 @@ _LARGE_BYTES: Final = 1 << 17
 _MAX_DESCRIPTORS: Final = 64
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
 _CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_LOST: Final = socket.MSG_CTRUNC
 NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 """Programs that restore the default of SIGPIPE must not die of a worker's death."""
 
@@ -121,13 +122,13 @@ class FrameStream:
         if self._large is not None:
             return self._receive_large(self._large)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
+            data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
         except BlockingIOError:
             return []
         if not data:
             raise EOFError
-        if ancillary:
-            self._take_descriptors(ancillary)
+        if ancillary or flags & _LOST:
+            self._take_descriptors(ancillary, flags)
         if self._rest:
             data, self._rest = self._rest + data, b""
         return self._cut(data)
@@ -157,13 +158,14 @@ class FrameStream:
         while self._filled < len(large):
             try:
                 # No further than this frame: descriptors then always arrive with frames cut above.
-                n, ancillary, _, _ = self._socket.recvmsg_into([view[self._filled :]], _ANCILLARY_BYTES, _CLOEXEC)
+                target = [view[self._filled :]]
+                n, ancillary, flags, _ = self._socket.recvmsg_into(target, _ANCILLARY_BYTES, _CLOEXEC)
             except BlockingIOError:
                 return []
             if not n:
                 raise EOFError
-            if ancillary:
-                self._take_descriptors(ancillary)
+            if ancillary or flags & _LOST:
+                self._take_descriptors(ancillary, flags)
             self._filled += n
         self._large = None
         return [self._frame(self._large_kind, view)]
@@ -172,11 +174,14 @@ class FrameStream:
         if kind < WITH_SEGMENT:
             return kind, body
         fd = self.descriptors.popleft()
-        segment = Segment(fd, os.fstat(fd).st_size)
+        segment = Segment(fd, os.fstat(fd).st_size if fd >= 0 else 0)
         segment.settle()
         return kind - WITH_SEGMENT, attach(bytes(body), segment)
 
-    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+        if flags & _LOST:
+            # This process has no number left to give it. The frame that it belongs to must not take the next one.
+            self.descriptors.append(-1)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 n = len(content) // 4
@@ -186,4 +191,6 @@ class FrameStream:
         """Close the socket. Idempotent."""
         self._socket.close()
         while self.descriptors:
-            socket.close(self.descriptors.popleft())
+            fd = self.descriptors.popleft()
+            if fd >= 0:
+                os.close(fd)

@@ -36,7 +36,7 @@ class Segment:
     """Bytes in a memory file, or in memory when there are too many files open.
 
     Attributes:
-        fd: Descriptor of the file; -1 when ``data`` holds the bytes.
+        fd: Descriptor of the file; -1 when ``data`` holds the bytes, or when it was lost on the way.
         n_bytes: Its size.
     """
 
@@ -54,7 +54,7 @@ class Segment:
     @classmethod
     def write(cls, buffers: Sequence[memoryview]) -> Segment | None:
         """Copy buffers into a new segment; None when this process should open no more files."""
-        if cls.n_open[0] >= _max_open():
+        if cls.n_open[0] >= max_segments():
             return None
         try:
             fd = memory_file()
@@ -75,6 +75,8 @@ class Segment:
         """The buffers, writable; what is written to them is seen by nobody else."""
         if self.data is not None:
             whole = memoryview(bytearray(self.data))
+        elif self.fd < 0:
+            raise OSError(errno.EMFILE, "large buffers were lost on the way: this process has too many open files")
         else:
             whole = memoryview(mapped(self.fd, self.n_bytes, access=ACCESS_COPY))
         found = []
@@ -86,7 +88,7 @@ class Segment:
 
     def settle(self) -> None:
         """Take the bytes into memory if this process holds too many open files."""
-        if self.fd >= 0 and self.n_open[0] > _max_open():
+        if self.fd >= 0 and self.n_open[0] > max_segments():
             with mapped(self.fd, self.n_bytes, access=ACCESS_COPY) as content:
                 self.data = content[:]
             self.close()
@@ -234,7 +236,8 @@ def _page_aligned(n_bytes: int) -> int:
     return -(-n_bytes // PAGESIZE) * PAGESIZE
 
 
-def _max_open() -> int:
+def max_segments() -> int:
+    """How many files for large buffers this process keeps open at most."""
     try:
         import resource
     except ImportError:  # Windows

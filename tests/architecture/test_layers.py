@@ -31,7 +31,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "cloud.engine.clock": (),
     "cloud.engine.channel": (),
     "cloud.engine.descriptors": (),
-    "cloud.engine.stream": ("cloud.engine.channel",),
+    "cloud.engine.stream": ("cloud.engine.channel", "cloud.engine.descriptors"),
     "cloud.engine.store": ("cloud.engine.clock",),
     "cloud.engine.worker": CHANNEL,
     # The store's records, not its stores: an attempt is a part of a batch.

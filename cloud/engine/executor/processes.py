@@ -13,6 +13,7 @@ is what the template says of it, not the end of its socket: a child it forked ma
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -23,13 +24,13 @@ import time
 from functools import partial
 
 from cloud.engine import channel as ch
-from cloud.engine.descriptors import off_stdio
+from cloud.engine.descriptors import n_spare, off_stdio
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.load import MachineLoad, has_cpu_quota
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
-from cloud.engine.worker.protocol import BY_ENGINE
+from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
 from cloud.serialization.shared import payload_from
@@ -205,6 +206,8 @@ class ProcessExecutor(Executor):
                     self._source.lose(task.batch, index, reason, None, own_fault=True)
 
     def _spawn(self) -> WorkerHandle:
+        if len(self._workers) >= max(1, n_spare() // N_DESCRIPTORS):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if self._template is None:
             self._template = self._start_template()
             self._poll.register(self._template.fd, select.POLLIN)
