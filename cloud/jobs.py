@@ -235,7 +235,7 @@ def _set_cores(options: JobOptions, name: str, value: Any) -> None:
 
 
 def _set_max_runtime(options: JobOptions, name: str, value: Any) -> None:
-    if value is not None:
+    if value is not None and value != float("inf"):
         options.max_runtime_s = 60.0 * _number(name, value, positive=True)
 
 

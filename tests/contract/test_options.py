@@ -87,7 +87,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "_restartable": [True, False],
     "_fast_serialization": [0, 1, 2],
     "_cores": [1, 2],
-    "_max_runtime": [None, 1, 0.5, 10**6],
+    "_max_runtime": [None, 1, 0.5, 10**6, float("inf")],
     "_retries": [0, 3],
     "_retry_delay": [0, 0.5, 10**6],
     "_depends_on": [None, [], (), range(0), set()],

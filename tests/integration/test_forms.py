@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -98,6 +101,66 @@ def test_a_package_run_with_m(program: Start, tmp_path: Path) -> None:
         command, cwd=package.parent, env=program_environment(), capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("(3, 3) 3\n", "")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["-m", "cProfile", "-o", "profile.out", "guarded.py"],
+        ["-m", "trace", "--count", "-C", "counts", "guarded.py"],
+        ["-c", "import runpy; runpy.run_path('guarded.py', run_name='__main__')"],
+        ["-c", "exec(open('guarded.py').read())"],
+        ["-c", "exec(compile(open('guarded.py').read(), 'guarded.py', 'exec'), {'__name__': '__main__'})"],
+        ["-i", "guarded.py"],
+    ],
+    ids=lambda how: how[1][:20],
+)
+def test_a_program_run_by_another(tmp_path: Path, how: list[str], run_script: ScriptRunner) -> None:
+    # Its globals are those of a module that is called __main__, and may be no module's at all.
+    source = NO_GUARD.replace("CALLS == 0", "True")
+    (run_script.folder / "guarded.py").write_text(dedent(source))
+    command = [sys.executable, *how]
+    done = subprocess.run(
+        command,
+        cwd=run_script.folder,
+        env=program_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("the program itself\nfine\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_functions_of_a_module_beside_a_one_liner(run_script: ScriptRunner) -> None:
+    (run_script.folder / "beside.py").write_text("def f(x): return x + 1, __name__\nclass C: pass\n")
+    done = run_script(
+        "import beside, cloud.mp as cloud; "
+        "print(cloud.result(cloud.call(beside.f, 1)), type(cloud.result(cloud.call(beside.C))) is beside.C)",
+        mode="-c",
+    )
+    assert done.stdout == "(2, 'beside') True\n"
+
+
+def test_the_package_itself_in_a_zip_file(tmp_path: Path) -> None:
+    archive = tmp_path / "whole.pyz"
+    with zipfile.ZipFile(archive, "w") as file:
+        for module in (REPO / "cloud").rglob("*.py"):
+            file.write(module, module.relative_to(REPO))
+        file.writestr("__main__.py", dedent(NO_GUARD))
+    path = os.pathsep.join(each for each in sys.path if each and Path(each) != REPO)
+    done = subprocess.run(
+        [sys.executable, str(archive)],
+        cwd=tmp_path,
+        env={**program_environment(), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("the program itself\nfine\n", "")
 
 
 CELLS = """

@@ -15,7 +15,7 @@ import pytest
 from cloud.client.cloud import Cloud
 from cloud.errors import JobFailed, WorkerLost
 from tests.integration import jobs
-from tests.integration.support import executor_of, exists, lines_of, until, worker_pids
+from tests.integration.support import Program, executor_of, exists, lines_of, until, worker_pids
 
 Opener = Callable[..., Cloud]
 
@@ -80,6 +80,25 @@ def test_output_before_a_crash_is_kept(mp: Cloud) -> None:
     facts = mp.info(jid)[jid]
     assert facts["stdout"] == "last words\n"
     assert "Segmentation" not in facts["stdout"]
+
+
+def test_what_faulthandler_says_of_a_crash_is_kept(program: Callable[..., Program]) -> None:
+    out = program(
+        """
+        import faulthandler
+        faulthandler.enable()
+        import cloud.mp as cloud
+        def crash():
+            import faulthandler
+            faulthandler._sigsegv()
+        jid = cloud.call(crash)
+        cloud.join(jid, ignore_errors=True)
+        text = cloud.info(jid)[jid]["stderr"]
+        print("Fatal Python error: Segmentation fault" in text, " in crash" in text)
+        """,
+        flags=["-X", "faulthandler"],
+    ).succeeded()
+    assert out == "True True\n"
 
 
 def _print_and_crash() -> None:

@@ -227,6 +227,7 @@ class FakeExecutor(Executor):
         self.body = body
         self.nature = nature
         self.workers: dict[int, Worker] = {}
+        self._orphans: list[tuple[int, Batch, int]] = []
         self.runs: dict[tuple[int, int], list[Run]] = {}
         self.begun: set[tuple[int, int]] = set()
         self.on_begin: Callable[[Batch, int], None] = lambda batch, index: None
@@ -309,7 +310,8 @@ class FakeExecutor(Executor):
         ]
 
     def held(self) -> list[tuple[Batch, int]]:
-        return [(batch, index) for worker in self.workers.values() for _, batch, index in worker.items()]
+        held = [(batch, index) for worker in self.workers.values() for _, batch, index in worker.items()]
+        return held + [(batch, index) for _, batch, index in self._orphans]
 
     def live(self, batch: Batch, index: int) -> dict[str, Any]:
         runs = self.runs.get((id(batch), index))
@@ -471,13 +473,16 @@ class FakeExecutor(Executor):
 
     def _let_go(self, worker: Worker, *, own_fault: bool) -> None:
         del self.workers[worker.number]
-        for position, batch, index in reversed(list(worker.items())):
+        # Until each is reported it is still held: what the end of one releases may be claimed before the next is told.
+        orphans = self._orphans = list(worker.items())
+        worker.tasks.clear()
+        while orphans:
+            position, batch, index = orphans.pop()
             if position > worker.current:
                 self._source.give_back(batch, index, index + 1)
             else:
                 mine = position == worker.current
                 self._source.lose(batch, index, "worker died", -9, own_fault=own_fault and mine)
-        worker.tasks.clear()
         self.wake()
 
     def _give_up(self, worker: Worker, item: _Item) -> None:
