@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -250,6 +249,8 @@ def test_returning_an_exception_is_no_failure(api: ModuleType) -> None:
     assert api.status([jid, single]) == ["done", "done"]
 
 
+# In the simulator the coroutine that nobody awaits is this process's.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_generator_or_coroutine_is_no_result(api: ModuleType) -> None:
     def generator() -> Any:
         yield 1
@@ -261,10 +262,7 @@ def test_a_generator_or_coroutine_is_no_result(api: ModuleType) -> None:
         error = failure_of(api, function)
         assert "the job's result cannot be pickled" in error.parameter
         assert function.__name__ in error.parameter
-    with warnings.catch_warnings():
-        # In the simulator the coroutine that nobody awaits is this process's.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        gc.collect()
+    gc.collect()
 
 
 @PROCESSES_ONLY
