@@ -31,10 +31,12 @@ class Contexts:
     def current(self) -> tuple[int, bytes]:
         """(id, pickled) of this process's surroundings as they are now."""
         if self._last is None or not unchanged_since(self._last):
-            now = snapshot()
-            self._context = self.intern(pickling.dumps_plain(now))
-            self._last = now
+            self._take(snapshot())
         return self._context
+
+    def _take(self, now: tuple[Any, ...]) -> None:
+        self._context = self.intern(pickling.dumps_plain(now))
+        self._last = now
 
     def intern(self, payload: bytes) -> tuple[int, bytes]:
         """(id, pickled) of surroundings already pickled."""

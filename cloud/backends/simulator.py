@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from random import Random
 
-from cloud.backends.local import LocalBackend
+from cloud.backends.local import Contexts, LocalBackend
 from cloud.configuration import Settings, usable_cores
 from cloud.engine.clock import VirtualClock
 from cloud.engine.engine import Engine
 from cloud.engine.executor.simulated import SimulatedExecutor
+from cloud.engine.executor.swapped import program_snapshot
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.serialization.pickling import Namespace
+
+
+class _ProgramContexts(Contexts):
+    """The program's surroundings, also while those of a job stand in for them."""
+
+    def current(self) -> tuple[int, bytes]:
+        now = program_snapshot()
+        if now != self._last:
+            self._take(now)
+        return self._context
 
 
 class SimulatorBackend(LocalBackend):
@@ -19,6 +30,7 @@ class SimulatorBackend(LocalBackend):
     def __init__(self, engine: Engine, executor: SimulatedExecutor) -> None:
         super().__init__("simulator", engine, "simulation")
         self._executor = executor
+        self._contexts = _ProgramContexts()
 
     @property
     def namespace(self) -> Namespace | None:

@@ -42,6 +42,25 @@ def test_a_job_sees_what_its_submission_saw(
     assert [api.result(jids) for jids in submitted] == expected
 
 
+def test_what_the_program_changes_while_jobs_run_stays(
+    api: ModuleType, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jids = [api.call(gate.hold)]
+    gate.await_begun()
+    monkeypatch.chdir(os.getcwd())
+    for number in range(300):
+        folder = tmp_path / str(number % 7)
+        folder.mkdir(exist_ok=True)
+        os.chdir(folder)
+        monkeypatch.setenv("SEEN", str(number))
+        jids.append(api.call(look))
+        if not number % 50:
+            assert api.result(jids[-1]) == (str(folder), str(number), False)
+    gate.open()
+    api.join(jids)
+    assert (os.getcwd(), os.environ["SEEN"]) == (str(folder), "299")
+
+
 def test_what_a_job_changes_is_put_back(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
     def change(folder: str) -> tuple[str, str | None, bool]:
         os.chdir(folder)

@@ -19,11 +19,10 @@ from random import Random
 
 from cloud.engine import channel as ch
 from cloud.engine.clock import VirtualClock
-from cloud.engine.executor import printing, virtual_time
+from cloud.engine.executor import printing, swapped, virtual_time
 from cloud.engine.executor.base import Executor
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.run import Call, run_call
-from cloud.engine.worker.surroundings import Swapped
 from cloud.errors import KilledException
 from cloud.serialization import pickling
 from cloud.serialization.shared import payload_from
@@ -61,7 +60,7 @@ class Job:
         self.holds_slots = True
         self.turn = _closed_gate()
         self.output = (printing.Tail(limit_bytes), printing.Tail(limit_bytes))
-        self.surroundings: Swapped | None = None
+        self.surroundings: swapped.Swapped | None = None
 
     def can_run(self, now: float) -> bool:
         """Whether it would do something with the turn."""
@@ -125,6 +124,7 @@ class SimulatedExecutor(Executor):
         )
         self._events: list[tuple[float, Batch, int, int, str]] = []
         virtual_time.install()
+        swapped.install()
         self._capture = printing.Capture() if capture else None
 
     def bind(self, source: Any) -> None:
@@ -209,17 +209,19 @@ class SimulatedExecutor(Executor):
         job.wake_at = job.ready = None
         if self._capture is not None:
             self._capture.renew()
-        if job.surroundings is not None:
-            job.surroundings.enter()
-        job.turn.release()
-        self._turn.acquire()
-        if job.surroundings is not None:
-            job.surroundings.leave()
+        with swapped.turn():
+            if job.surroundings is not None:
+                job.surroundings.enter()
+            job.turn.release()
+            self._turn.acquire()
+            if job.surroundings is not None:
+                job.surroundings.leave()
 
     # --- in the job's thread ------------------------------------------------------------------------------------------
 
     def _body(self, job: Job) -> None:
         self._here.job = job
+        swapped.enter_job()
         virtual_time.enter_job(self._clock, lambda seconds: self._sleep(job, seconds))
         if self._capture is not None:
             printing.enter_job(job.output)
@@ -249,7 +251,7 @@ class SimulatedExecutor(Executor):
         if self._context[0] != batch.context[0]:
             self._context = batch.context[0], pickling.loads(batch.context[1])
         context = self._context[1]
-        job.surroundings = Swapped(context, options.env_vars or {})
+        job.surroundings = swapped.Swapped(context, options.env_vars or {})
         job.surroundings.enter()
         if fails:
             raise RuntimeError("injected by the simulator (fail=)")
@@ -430,6 +432,7 @@ class SimulatedExecutor(Executor):
 
     def _restore(self) -> None:
         virtual_time.uninstall()
+        swapped.uninstall()
         if self._capture is not None:
             self._capture.close()
 

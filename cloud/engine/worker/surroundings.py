@@ -22,16 +22,17 @@ def snapshot() -> tuple[Any, ...]:
     Returns:
         (sys.path, current directory or "" if it was removed, environment as bytes, root logging level or None).
     """
-    return sys.path[:], _cwd(), dict(_raw_environ()), _log_level()
+    return sys.path[:], _cwd(), dict(raw_environ()), _log_level()
 
 
 def unchanged_since(before: tuple[Any, ...]) -> bool:
     """True when ``snapshot()`` would equal an earlier one; made to be asked for every submission."""
     path, cwd, environ, level = before
-    return bool(sys.path == path and _raw_environ() == environ and _cwd() == cwd and _log_level() == level)
+    return bool(sys.path == path and raw_environ() == environ and _cwd() == cwd and _log_level() == level)
 
 
-def _raw_environ() -> Any:
+def raw_environ() -> Any:
+    """The environment as bytes; not a copy."""
     # os.environ decodes every value at every look; the dict behind it can be compared as it is.
     return getattr(os.environ, "_data", None) or dict(os.environb)
 
@@ -209,47 +210,3 @@ def _log_to_stderr(level: int) -> None:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
         root.addHandler(handler)
-
-
-class Swapped:
-    """Surroundings that stand in for the process's own while a simulated job has its turn.
-
-    What the job changes is kept for its next turn, and never seen by others.
-
-    Args:
-        context: Of the job's submission; see ``snapshot``.
-        env_vars: Environment variables on top of it.
-    """
-
-    def __init__(self, context: tuple[Any, ...], env_vars: dict[str, str]) -> None:
-        path, cwd, environ, _ = context
-        extra = {os.fsencode(name): os.fsencode(value) for name, value in env_vars.items()}
-        self._job: tuple[Any, ...] = (path, cwd, {**environ, **extra}, None)
-        self._process: tuple[Any, ...] | None = None
-
-    def enter(self) -> None:
-        """Put the job's surroundings in place. Raises OSError if its directory cannot be entered."""
-        self._process = snapshot()
-        _put(self._job)
-
-    def leave(self) -> None:
-        """Put the process's own back."""
-        if self._process is not None:
-            self._job = snapshot()
-            _put(self._process)
-            self._process = None
-
-
-def _put(surroundings: tuple[Any, ...]) -> None:
-    path, cwd, environ, _ = surroundings
-    if sys.path != path:
-        sys.path[:] = path
-    now = _raw_environ()
-    if now != environ:
-        for name in [name for name in now if name not in environ]:
-            del os.environ[os.fsdecode(name)]
-        for name, value in environ.items():
-            if now.get(name) != value:
-                os.environ[os.fsdecode(name)] = os.fsdecode(value)
-    if cwd and cwd != _cwd():
-        os.chdir(cwd)
