@@ -13,7 +13,7 @@ import pytest
 
 import cloud
 import cloud.mp
-from cloud.errors import CloudException, CloudTimeoutError, JobFailed, JobNotFound, UnsupportedOperation
+from cloud.errors import CloudException, CloudTimeoutError, JobFailed, JobNotFound
 from tests import sample_functions as sample
 from tests.contract import jobs
 from tests.contract.conftest import BEGINNINGS, PROCESSES_ONLY
@@ -63,16 +63,8 @@ def test_recursion(api: ModuleType, two_slots: None) -> None:
     assert api.result(api.call(fibonacci, 6)) == 8
 
 
-def descend(n: int = 0) -> tuple[int, str]:
-    try:
-        jid = cloud.call(descend, n + 1)
-    except UnsupportedOperation as exc:
-        return n, str(exc)
-    return cloud.result(jid)  # type: ignore[no-any-return]
-
-
 def test_a_hundred_deep_and_not_one_more(api: ModuleType, two_slots: None) -> None:
-    depth, text = api.result(api.call(descend), timeout=100)
+    depth, text = api.result(api.call(jobs.descend), timeout=100)
     assert depth == 100
     assert text.startswith("jobs submit jobs 101 levels deep; more than cloud.config.max_nesting = 100")
     assert [each["depth"] for each in api.info(api.find(), "depth").values()] == list(range(101))
