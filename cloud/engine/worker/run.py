@@ -225,8 +225,10 @@ def _profiled(function: Any, args: Any, kwargs: Any, sections: list[tuple[int, b
     import marshal
 
     profile = cProfile.Profile()
+    # Not runcall, whose frame would head the job's traceback.
+    profile.enable()
     try:
-        return profile.runcall(function, *args, **kwargs)
+        return function(*args, **kwargs)
     finally:
         profile.create_stats()
         sections.append((PROFILE, marshal.dumps(profile.stats)))
