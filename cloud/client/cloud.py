@@ -351,7 +351,7 @@ class Cloud:
         values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
         if failures and not ignore_errors:
             raise failures[0] from failures[0].__cause__
-        return values if isinstance(jids, Iterable) else values[0]
+        return values[0] if type(jids) is int or not isinstance(jids, Iterable) else values
 
     async def aresult(self, jids: Any, timeout: float | None = None, ignore_errors: bool = False) -> Any:
         """As ``result``, for ``await``: other tasks of the event loop run meanwhile.

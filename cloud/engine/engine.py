@@ -387,12 +387,14 @@ class Engine(Source):
                 return None
             if wait.all_final():
                 return []
-        if stop_on_error:
+        if stop_on_error and not wait.is_for_one:
             self._drive_to_failure(wait, deadline)
         else:
             self.waiting.drive(wait.done, deadline)
         with self.lock:
-            return None if wait.failed else wait.unfinished()
+            if wait.failed or (stop_on_error and wait.has_failed()):
+                return None
+            return wait.unfinished()
 
     def _drive_to_failure(self, wait: Wait, deadline: float | None) -> None:
         try:

@@ -40,10 +40,12 @@ class Handlers:
         wake: Called when a handler is held back, to end what the main thread sleeps in.
     """
 
-    __slots__ = ("_depth", "_held", "_pending", "wake")
+    __slots__ = ("_custom", "_depth", "_held", "_pending", "_seen", "wake")
 
     def __init__(self) -> None:
         self._depth = 0
+        self._seen: tuple[Any, ...] = ()
+        self._custom: list[tuple[int, Any]] = []
         self._held: list[tuple[int, Any]] = []
         self._pending: list[tuple[int, Any]] = []
         self.wake: Callable[[], None] | None = None
@@ -54,12 +56,15 @@ class Handlers:
         if not self._depth:
             held = self._held
             try:
-                for number in _NUMBERS:
-                    handler = _get_handler(number)
+                # Most often they are as they were the last time: comparing is cheaper than sorting them out.
+                now = tuple(map(_get_handler, _NUMBERS))
+                if now != self._seen:
                     # Neither a default, which is an int, nor something that C code has set.
-                    if type(handler) is not int and handler is not None:
-                        held.append((number, handler))
-                        _set_handler(number, self._note)
+                    self._custom = [each for each in zip(_NUMBERS, now, strict=True) if callable(each[1])]
+                    self._seen = now
+                for each in self._custom:
+                    held.append(each)
+                    _set_handler(each[0], self._note)
             except BaseException:
                 # A handler that is not yet held back has raised.
                 self._restore()

@@ -28,15 +28,17 @@ class Queue:
         self._executor = executor
         self._queues: dict[int, deque[Batch]] = {}
         self._priorities: list[int] = []
+        self._n = 0
 
     def __bool__(self) -> bool:
-        return any(self._queues.values())
+        return self._n > 0
 
     def put(self, batch: Batch, *, first: bool = False) -> None:
         """Queue a batch by its priority, behind the others or before them, unless it is queued already."""
         if batch.queued:
             return
         batch.queued = True
+        self._n += 1
         priority = batch.options.priority
         queue = self._queues.get(priority)
         if queue is None:
@@ -59,6 +61,7 @@ class Queue:
                 if run is None:
                     queue.popleft()
                     batch.queued = False
+                    self._n -= 1
                     continue
                 options, mean_s = batch.options, batch.function.mean_s
                 if options.cores > free_slots:

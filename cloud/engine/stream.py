@@ -24,9 +24,10 @@ _READ_BYTES: Final = 1 << 18
 _LARGE_BYTES: Final = 1 << 17
 _MAX_DESCRIPTORS: Final = 64
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
-_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_LOST: Final = socket.MSG_CTRUNC
-NO_SIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+# As plain ints: operators of enums cost as much as a system call.
+_CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_LOST: Final = int(socket.MSG_CTRUNC)
+NO_SIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 """Programs that restore the default of SIGPIPE must not die of a worker's death."""
 
 Frame: TypeAlias = "tuple[int, Any]"
@@ -56,6 +57,8 @@ class FrameStream:
         self.fd = fd
         self.descriptors: deque[int] = deque()
         self._unsent: deque[tuple[memoryview, Segment | None]] = deque()
+        # Allocated once: memory of this size for each message would be mapped and unmapped by the system.
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._rest = b""
         self._large: bytearray | None = None
         self._large_kind = 0
@@ -122,13 +125,14 @@ class FrameStream:
         if self._large is not None:
             return self._receive_large(self._large)
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, _CLOEXEC)
+            n, ancillary, flags, _ = self._socket.recvmsg_into((self._buffer,), _ANCILLARY_BYTES, _CLOEXEC)
         except BlockingIOError:
             return []
-        if not data:
+        if not n:
             raise EOFError
         if ancillary or flags & _LOST:
             self._take_descriptors(ancillary, flags)
+        data = bytes(self._buffer[:n])
         if self._rest:
             data, self._rest = self._rest + data, b""
         return self._cut(data)

@@ -9,7 +9,7 @@ from cloud.jobs import DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, WAITING
 
 
 class Wait:
-    """How far a wait for many jobs has come; looks at each job once."""
+    """How far a wait for jobs has come; looks at each job once."""
 
     __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "seen_failures")
 
@@ -21,6 +21,12 @@ class Wait:
         self.failures: list[tuple[Batch, int, int]] | None = None
         self.seen_failures = 0
         self.failed = False
+
+    @property
+    def is_for_one(self) -> bool:
+        """True for a wait for a single job: its failure is its end."""
+        runs = self._runs
+        return len(runs) == 1 and runs[0][2] - runs[0][1] == 1
 
     def has_failed(self) -> bool:
         for batch, start, stop in self._runs:

@@ -22,13 +22,18 @@ class MachineLoad:
         except OSError:
             self._fd = -1
 
-    def is_quiet(self) -> bool:
-        """True when there is a core to spare. False where the system does not tell."""
+    def is_quiet(self, n_busy: int) -> bool:
+        """True when there is a core to spare. False where the system does not tell.
+
+        Args:
+            n_busy: Workers of ours that have something to do: they are not others.
+        """
         if self._fd < 0:
             return False
         n_runnable = int(os.pread(self._fd, 64, 0).split()[3].partition(b"/")[0])
-        # While we spin, we and a spinning worker are among those that run; while we do not, it is only us.
-        self._quiet = n_runnable <= (self._n_cores if self._quiet else self._n_cores - 1)
+        # Others, besides our own thread; while we spin, a worker without work spins too.
+        n_others = n_runnable - 1 - max(n_busy, 1 if self._quiet else 0)
+        self._quiet = n_others <= 0
         return self._quiet
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class ProcessExecutor(Executor):
 
     def wake(self) -> None:
         while self._used < self._n_slots and not self._closed:
-            if not self._idle and not self._source.has_queued:
+            if not self._source.has_queued:
                 return
             worker = self._idle.pop() if self._idle else self._new_worker()
             if worker is None:
@@ -275,10 +275,12 @@ class ProcessExecutor(Executor):
         limit_s = None
         with self._lock:
             # Those who submit start workers and give them work meanwhile.
-            if self._used or any(worker.tasks for worker in self._workers.values()):
-                limit_s = self._watch_output_s
-                if any(worker.n_items_over_one for worker in self._workers.values()):
-                    limit_s = _STALL_S
+            for worker in self._workers.values():
+                if worker.tasks:
+                    limit_s = self._watch_output_s
+                    if worker.n_items_over_one:
+                        limit_s = _STALL_S
+                        break
         if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
             limit_s = min(timeout_s, _MAX_POLL_S)
         self._polling = True
@@ -294,7 +296,7 @@ class ProcessExecutor(Executor):
         """Whether looking again and again costs nobody a core: not under a quota, nor while others need the cores."""
         if now > self._look_at_load and self._spin_s:
             self._look_at_load = now + _LOOK_AT_LOAD_S
-            quiet = self._load.is_quiet()
+            quiet = self._load.is_quiet(sum(1 for worker in list(self._workers.values()) if worker.tasks))
             if quiet != self._spinning:
                 self._spinning = quiet
                 for worker in list(self._workers.values()):

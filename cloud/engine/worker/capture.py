@@ -39,6 +39,24 @@ class _Raw(io.RawIOBase):
         self._dirty[0] = True
         return os.write(self._fd, data)
 
+    def close(self) -> None:
+        self._dirty[0] = True
+        super().close()
+
+
+class _Buffer(io.BufferedWriter):
+    """Bytes over ``_Raw``; notes a write even while it is still buffered."""
+
+    dirty: list[bool]
+
+    def write(self, data: Any) -> int:
+        self.dirty[0] = True
+        return super().write(data)
+
+    def detach(self) -> io.RawIOBase:
+        self.dirty[0] = True
+        return super().detach()
+
 
 class _Text(io.TextIOWrapper):
     """Text over ``_Raw``; notes a write even while it is still buffered."""
@@ -48,6 +66,10 @@ class _Text(io.TextIOWrapper):
     def write(self, text: str) -> int:
         self.dirty[0] = True
         return super().write(text)
+
+    def detach(self) -> Any:
+        self.dirty[0] = True
+        return super().detach()
 
 
 class Capture:
@@ -63,6 +85,7 @@ class Capture:
         self._dirty = dirty
         self.limit_bytes = limit_bytes
         self._captured = captured
+        self._foreign = False  #: streams of an initializer's, which leave no note
         self._starts = [ch.CAPTURE_START, ch.CAPTURE_START]
         # A job may close 1 and 2, or put other files in their place.
         self._files = [out_of_reach(1), out_of_reach(2)]
@@ -72,8 +95,9 @@ class Capture:
 
     def _stream(self, index: int) -> _Text:
         raw = _Raw(index + 1, self._dirty, ("<stdout>", "<stderr>")[index])
-        stream = _Text(io.BufferedWriter(raw, 8192), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        stream.dirty = self._dirty
+        buffer = _Buffer(raw, 8192)
+        stream = _Text(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        stream.dirty = buffer.dirty = self._dirty
         return stream
 
     def _install_streams(self) -> None:
@@ -85,11 +109,12 @@ class Capture:
         for index, stream in enumerate((sys.stdout, sys.stderr)):
             if hasattr(stream, "flush"):
                 self._streams[index] = stream
+                self._foreign = True
 
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""
         streams = self._streams
-        for index in (0, 1):
+        for index in (0, 1) if self._dirty[0] or self._foreign else ():
             try:
                 streams[index].flush()
             except (OSError, ValueError):

@@ -393,6 +393,10 @@ class Worker:
         held, self._held = self._held, []
         if held and os.getpid() != self.pid:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
+        if len(held) == 1:
+            self.link.send(*held[0])
+            self._flushed_at = time.monotonic()
+            return
         plain: list[bytes] = []
         for frame, segment in held:
             if segment is not None:
