@@ -370,6 +370,10 @@ STDOUT: Final = 5
 STDERR: Final = 6
 PROFILE: Final = 7  #: marshalled statistics of cProfile
 EXITCODE: Final = 8  #: of a lost worker, as decimal text
+TIMES: Final = 9  #: beside PACKED: records of ITEM_TIMES, of those items that were not too small for times of their own
+
+ITEM_TIMES: Final = struct.Struct("<IddffI")
+"""Index in the run, then started, runtime, user and system CPU in seconds, and peak memory in kB."""
 
 
 class Outcome:
@@ -422,6 +426,24 @@ class Outcome:
     def section(self, tag: int) -> bytes | None:
         """Bytes of one section, or None."""
         return next((content for found, content in self.sections() if found == tag), None)
+
+    def of_item(self, index: int, n: int) -> tuple[Outcome, int]:
+        """The times of one item of a run, as an outcome without sections; and how many share them.
+
+        Args:
+            index: Its index in the run.
+            n: Items of the run.
+        """
+        left_s, left = self.runtime_s, n
+        for at, started, runtime_s, user_s, system_s, rss_kb in ITEM_TIMES.iter_unpack(self.section(TIMES) or b""):
+            if at == index:
+                fields = {"cpu_user_s": user_s, "cpu_system_s": system_s, "max_rss_kb": rss_kb}
+                return Outcome(pack_outcome(DONE, pid=self.pid, started=started, runtime_s=runtime_s, **fields)), 1
+            left_s, left = left_s - runtime_s, left - 1
+        user_s, system_s, rss_bytes = self.usage
+        fields = {"cpu_user_s": user_s, "cpu_system_s": system_s, "max_rss_kb": rss_bytes // 1024}
+        runtime_s = max(0.0, left_s) / left
+        return Outcome(pack_outcome(DONE, pid=self.pid, started=self.started, runtime_s=runtime_s, **fields)), left
 
     def text(self, tag: int) -> str | None:
         """One section as text, or None."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MAX_ITEMS: Final = 4096
 _MAX_SEPARATE: Final = 256
 _SEPARATE_BYTES: Final = 1 << 16
+_MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
 _VARARGS: Final = 4
 _VARKEYWORDS: Final = 8
@@ -112,12 +113,16 @@ def too_large(size: int, limit: int, args: tuple[Any, ...] = (), kwargs: dict[st
     return error
 
 
-def iterators_of(verb: str, iterables: tuple[Any, ...]) -> Iterator[Any]:
+def items_of(verb: str, iterables: tuple[Any, ...]) -> Iterable[Any]:
     """Items of a map: of one iterable as they are, of several as tuples, shorter ones padded with None.
+
+    A single range stays one: it is sent as such. Anything else becomes an iterator.
 
     Raises:
         TypeError: One is not iterable; nothing was consumed.
     """
+    if len(iterables) == 1 and type(iterables[0]) is range:
+        return iterables[0]
     iterators = []
     for index, iterable in enumerate(iterables):
         try:
@@ -128,7 +133,7 @@ def iterators_of(verb: str, iterables: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def chunks_of(
-    items: Iterator[Any],
+    items: Iterable[Any],
     namespace: pickling.Namespace | None,
     *,
     tuples: bool,
@@ -141,6 +146,12 @@ def chunks_of(
     Items that are immutable are pickled together; others one by one, so that jobs share nothing that they could change.
     A slow iterable gives small chunks, so that its first items need not wait for its last.
     """
+    if type(items) is range and not tuples:
+        for start in range(0, len(items), _MAX_RANGE):
+            part = items[start : start + _MAX_RANGE]
+            yield ch.ATOMS_CHUNK, len(part), pickling.dumps_plain(part)
+        return
+    items = iter(items)
     n = 1
     while True:
         began = time.perf_counter()

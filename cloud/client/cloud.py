@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cloud.backends.base import Backend, MapWriter
-from cloud.client.arguments import check_call, chunks_of, iterators_of, pickle_call, too_large
+from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
 from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
 from cloud.client.ordered import Results
@@ -171,16 +171,16 @@ class Cloud:
         """
         if not iterables:
             raise ValueError(f"{self._name}.map needs at least 2 arguments: a function and an iterable")
-        items = iterators_of("map", iterables)
+        items = items_of("map", iterables)
         return self._map("map", func, items, kwargs, tuples=len(iterables) > 1)
 
     def starmap(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], **kwargs: Any) -> range:
         """As ``map``, each item being the arguments of one job: ``starmap(pow, [(2, 5), (3, 2)])``."""
-        items = (tuple(item) for item in iterators_of("starmap", (iterable,)))
+        items = (tuple(item) for item in items_of("starmap", (iterable,)))
         return self._map("starmap", func, items, kwargs, tuples=True)
 
     def _map(
-        self, verb: str, func: Callable[..., Any], items: Iterator[Any], kwargs: dict[str, Any], *, tuples: bool
+        self, verb: str, func: Callable[..., Any], items: Iterable[Any], kwargs: dict[str, Any], *, tuples: bool
     ) -> range:
         backend = self._backend or self._open()
         if not callable(func):
@@ -196,7 +196,7 @@ class Cloud:
         writer = backend.open_map(function, options)
         try:
             chunks = chunks_of(
-                items if report is None else report.counting(items, tuples=tuples),
+                items if report is None else report.counting(iter(items), tuples=tuples),
                 backend.namespace,
                 tuples=tuples,
                 plain=options.fast_serialization == 2,

@@ -95,17 +95,20 @@ def _moment(seconds: float) -> datetime | None:
 
 
 def _ended(outcome: Outcome, facts: dict[str, Any], key: str) -> Any:
-    user_s, system_s, rss_bytes = outcome.usage
-    ran = outcome.started > 0
     n_shared = facts.get("n_shared", 1)
+    own = outcome
+    if n_shared > 1:
+        own, n_shared = outcome.of_item(facts["index"], n_shared)
+    user_s, system_s, rss_bytes = own.usage
+    ran = own.started > 0
     values: dict[str, Any] = {
         "stdout": outcome.text(STDOUT) or "",
         "stderr": outcome.text(STDERR) or "",
         "exception": None if outcome.status == DONE else outcome.text(ERROR_TEXT),
-        "runtime": outcome.runtime_s / n_shared if ran else None,
+        "runtime": own.runtime_s if ran else None,
         "created": _moment(facts["created"]),
-        "started": _moment(outcome.started),
-        "finished": _moment(outcome.started + outcome.runtime_s) if ran else None,
+        "started": _moment(own.started),
+        "finished": _moment(own.started + (own.runtime_s if n_shared == 1 else outcome.runtime_s)) if ran else None,
         "cputime.user": user_s if ran else None,
         "cputime.system": system_s if ran else None,
         "memory.max_usage": rss_bytes if ran else None,

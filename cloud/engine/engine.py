@@ -285,10 +285,7 @@ class Engine(Source):
         self._unfinished -= n
         batch.add_segment(start, n, outcome)
         if status == DONE or status == ERROR:
-            function = batch.function
-            runtime_s = _RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0] / n
-            mean_s = function.mean_s
-            function.mean_s = mean_s + 0.3 * (runtime_s - mean_s) if mean_s else runtime_s or 1e-7
+            batch.function.took(_RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0], n)
         if status != DONE and self._n_watching_failures:
             self._failures.append((batch, start, n))
         if batch.watches is not None:
@@ -382,19 +379,36 @@ class Engine(Source):
         self._check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         with self.lock:
-            wait = Wait(self.store.runs(jids))
-            if stop_on_error and wait.has_failed():
-                return None
-            if wait.all_final():
-                return []
-        if stop_on_error and not wait.is_for_one:
+            runs = self.store.runs(jids)
+            if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
+                wait = None
+            else:
+                wait = Wait(runs)
+                if stop_on_error and wait.has_failed():
+                    return None
+                if wait.all_final():
+                    return []
+        if wait is None:
+            return self._wait_for_one(runs[0][0], runs[0][1], deadline, stop_on_error=stop_on_error)
+        if stop_on_error:
             self._drive_to_failure(wait, deadline)
         else:
             self.waiting.drive(wait.done, deadline)
         with self.lock:
-            if wait.failed or (stop_on_error and wait.has_failed()):
-                return None
-            return wait.unfinished()
+            return None if wait.failed else wait.unfinished()
+
+    def _wait_for_one(
+        self, batch: Batch, index: int, deadline: float | None, *, stop_on_error: bool
+    ) -> list[int] | None:
+        def done() -> bool:
+            return batch.states[index] >= DONE
+
+        if not done():
+            self.waiting.drive(done, deadline)
+        status = batch.states[index]
+        if status < DONE:
+            return [batch.jid0 + index]
+        return None if stop_on_error and status != DONE else []
 
     def _drive_to_failure(self, wait: Wait, deadline: float | None) -> None:
         try:
@@ -515,9 +529,9 @@ class Engine(Source):
                 "depth": batch.depth,
             }
             if batch.states[index] >= DONE:
-                _, n, raw = batch.segment_at(index)
+                start, n, raw = batch.segment_at(index)
                 facts["outcome"] = Outcome(raw)
-                facts["n_shared"] = n
+                facts["n_shared"], facts["index"] = n, index - start
             elif facts["status"] == PROCESSING:
                 facts["live"] = self.executor.live(batch, index)
             return facts

@@ -77,21 +77,27 @@ class Queue:
                     return tasks
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
+                shared = False
                 if batch.arguments is None:
-                    stop = self._share(batch, start, stop, room_s - spent_s, mean_s)
+                    stop, shared = self._share(batch, start, stop, room_s - spent_s, mean_s)
                 tasks.append(Task(batch, start, stop))
                 batch.take_free(stop)
                 spent_s += mean_s * (stop - start)
+                if shared:
+                    return tasks  # the rest is for others
         return tasks
 
-    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> int:
-        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end."""
+    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> tuple[int, bool]:
+        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end.
+
+        And whether it ends there because the others are to have the rest.
+        """
         n = max(1, min(stop, _end_of_chunk(batch, start)) - start)
         n = min(n, max(1, int(room_s / mean_s)))
+        share = n
         if mean_s * n > _LONG_S / 8:
-            left = batch.n - start
-            n = min(n, max(1, left // (2 * self._executor.n_slots)))
-        return start + n
+            share = min(n, max(1, (batch.n - start) // (2 * self._executor.n_slots)))
+        return start + share, share < n
 
 
 def _end_of_chunk(batch: Batch, index: int) -> int:

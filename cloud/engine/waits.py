@@ -22,12 +22,6 @@ class Wait:
         self.seen_failures = 0
         self.failed = False
 
-    @property
-    def is_for_one(self) -> bool:
-        """True for a wait for a single job: its failure is its end."""
-        runs = self._runs
-        return len(runs) == 1 and runs[0][2] - runs[0][1] == 1
-
     def has_failed(self) -> bool:
         for batch, start, stop in self._runs:
             states = batch.states

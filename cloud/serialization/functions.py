@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _MAX_KEPT: Final = 512
+_RECENT_S: Final = 0.005
 _tokens = count(1)
 
 
@@ -28,10 +29,10 @@ class Function:
         payload: Opaque bytes.
         name: ``module.qualname``, for people.
         reusable: True when loading it once serves any number of calls: it captured nothing mutable.
-        mean_s: Mean runtime of its recent jobs in seconds, 0.0 while unknown; kept up by the engine.
+        mean_s: Mean runtime of its recent jobs in seconds, 0.0 while unknown.
     """
 
-    __slots__ = ("mean_s", "name", "payload", "reusable", "token")
+    __slots__ = ("_recent_n", "_recent_s", "mean_s", "name", "payload", "reusable", "token")
 
     def __init__(self, payload: bytes, name: str, *, reusable: bool = False) -> None:
         self.token = next(_tokens)
@@ -39,6 +40,21 @@ class Function:
         self.name = name
         self.reusable = reusable
         self.mean_s = 0.0
+        self._recent_s = 0.0
+        self._recent_n = 0.0
+
+    def took(self, runtime_s: float, n: int) -> None:
+        """Count ``n`` jobs that took so long together.
+
+        The last milliseconds count, not the last reports: a short job that had to wait for a core must not pass for
+        what a thousand others are like.
+        """
+        recent_s, recent_n = self._recent_s + runtime_s, self._recent_n + n
+        self.mean_s = recent_s / recent_n or 1e-7
+        if recent_s > _RECENT_S:
+            recent_n *= _RECENT_S / recent_s
+            recent_s = _RECENT_S
+        self._recent_s, self._recent_n = recent_s, recent_n
 
 
 def function_name(function: Any) -> str:

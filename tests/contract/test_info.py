@@ -180,6 +180,19 @@ def test_sleeping_costs_runtime_and_no_cpu_time(api: ModuleType) -> None:
     assert found["cputime.user"] + found["cputime.system"] < 0.09
 
 
+def test_items_that_are_not_small_have_times_of_their_own(api: ModuleType) -> None:
+    jids = api.map(sample.sleep_then, [0.0, 0.0, 0.004, 0.0, 0.008, 0.001, 0.0, 0.002] * 3)
+    api.join(jids)
+    found = api.info(jids, ["shared_by", "runtime", "started", "finished", "cputime.user"])
+    for jid, slept_s in zip(jids, [0.0, 0.0, 0.004, 0.0, 0.008, 0.001, 0.0, 0.002] * 3, strict=True):
+        facts = found[jid]
+        if slept_s:
+            assert (facts["shared_by"], slept_s <= facts["runtime"] < slept_s + 1) == (1, True)
+            assert (facts["finished"] - facts["started"]).total_seconds() == pytest.approx(facts["runtime"], abs=1e-4)
+        else:
+            assert facts["runtime"] < 1
+
+
 def test_small_items_of_a_map_share_their_times(api: ModuleType) -> None:
     jids = api.map(sample.square, range(3000))
     api.join(jids)

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-AHEAD_S: Final = 0.010
+AHEAD_S: Final = 0.020
 """A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
 
 
@@ -26,15 +26,17 @@ class Task:
         batch: Whose.
         start, stop: Indexes of its items; outcomes arrive in order and move ``start`` up.
         position: Of the item at ``start``, as its worker counts.
+        mean_s: What its items were thought to take when it was given.
     """
 
-    __slots__ = ("batch", "position", "start", "stop")
+    __slots__ = ("batch", "mean_s", "position", "start", "stop")
 
     def __init__(self, batch: Batch, start: int, stop: int) -> None:
         self.batch = batch
         self.start = start
         self.stop = stop
         self.position = 0
+        self.mean_s = batch.function.mean_s or 1.0
 
 
 class Source(ABC):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _STALL_S: Final = 0.005
+_STEAL_S: Final = 0.002
 _MAX_POLL_S: Final = 86_400.0
 """poll() counts milliseconds in a C int; who waits longer polls again."""
 
@@ -165,6 +166,8 @@ class ProcessExecutor(Executor):
         """Send busy workers more, so that they do not wait for us between small jobs."""
         if self._idle:
             self.wake()
+            if 0 < len(self._idle) < len(self._workers) and not (self._source.has_queued or self.whole_chunks):
+                self._steal()
         if self._closed or not self._source.has_queued:
             return
         for worker in self._workers.values():
@@ -174,6 +177,13 @@ class ProcessExecutor(Executor):
                 )
                 if tasks:
                     self._give(worker, tasks)
+
+    def _steal(self) -> None:
+        """Let idle workers have what busy ones were sent ahead and have not begun."""
+        rich = [worker for worker in self._workers.values() if worker.left_s > _STEAL_S and worker.takes_work]
+        if rich:
+            self._take_back(rich)
+            self.wake()
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -336,7 +346,7 @@ class ProcessExecutor(Executor):
         self._failed_starts = 0
         if task.start == task.stop:
             worker.tasks.popleft()
-        worker.load_s -= n * (batch.function.mean_s or 1.0)
+        worker.load_s -= n * task.mean_s
         if worker.kill_at is not None and position <= worker.kill_at < position + n:
             self._signal(worker, _SIGKILL)
         elif not worker.tasks:
@@ -348,11 +358,16 @@ class ProcessExecutor(Executor):
         if worker.kill_at is not None or worker.dead:
             return
         self._vacate(worker)
-        n_live = sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting)
-        if retire or n_live > self._n_slots or worker.n_waiting:
+        if retire or worker.n_waiting or self._too_many():
             self._retire(worker)
         elif worker.taking_back is None:
             self._idle.append(worker)
+
+    def _too_many(self) -> bool:
+        """Whether there are more workers than slots, as jobs that waited go on."""
+        if len(self._workers) <= self._n_slots:
+            return False
+        return sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting) > self._n_slots
 
     def _retire(self, worker: WorkerHandle) -> None:
         worker.retired = True
@@ -506,7 +521,7 @@ class ProcessExecutor(Executor):
                 kept.append(task)
         worker.tasks.clear()
         worker.tasks.extend(reversed(kept))
-        worker.load_s = sum((task.stop - task.start) * (task.batch.function.mean_s or 1.0) for task in worker.tasks)
+        worker.load_s = sum((task.stop - task.start) * task.mean_s for task in worker.tasks)
 
     def _stopped(self, worker: WorkerHandle) -> None:
         if worker.taking_back is None:

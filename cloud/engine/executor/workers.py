@@ -180,7 +180,7 @@ class WorkerHandle:
                     self._send_parts(parts, segment)
             else:
                 self._add_range(task, batch, n, attempt, flags, extras, parts)
-            self.load_s += n * (function.mean_s or 1.0)
+            self.load_s += n * task.mean_s
             self.tasks.append(task)
         self._send_parts(parts)
 
@@ -286,6 +286,14 @@ class WorkerHandle:
         for task in self.tasks:
             for index in range(task.start, task.stop):
                 yield task.position + index - task.start, task.batch, index
+
+    @property
+    def left_s(self) -> float:
+        """Estimated runtime of what it has not begun, as far as that can be told from here."""
+        current = self.slots[ch.CURRENT]
+        if not self.tasks or current == ch.NO_LIMIT:
+            return 0.0
+        return (self.position - 1 - current) * self.tasks[-1].batch.function.mean_s
 
     @property
     def n_items_over_one(self) -> bool:

@@ -16,7 +16,10 @@ from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
+
+
+_MAX_RUN: Final = 1 << 16
 
 
 class Chunk:
@@ -174,7 +177,7 @@ class Batch:
         self.attempts[index] = self.attempts.get(index, 0) + 1
 
     def next_free(self) -> tuple[int, int] | None:
-        """The first run of items that are queued and not given to a worker; drops finished ones on the way."""
+        """A first run of items that are queued and not given to a worker; drops finished ones on the way."""
         free, states = self.free, self.states
         if free is None:
             return (0, 1) if self._is_free and states[0] == QUEUED else None
@@ -186,15 +189,17 @@ class Batch:
                     free.popleft()
                     continue
                 start = found
-            if stop - start > 1 and states.count(QUEUED, start, stop) != stop - start:
+                free[0] = (start, stop)
+            # No more than a worker may be given: looking at all of a long map each time would make it quadratic.
+            near = min(stop, start + _MAX_RUN)
+            if near - start > 1 and states.count(QUEUED, start, near) != near - start:
                 end = start
                 while states[end] == QUEUED:
                     end += 1
                 free[0] = (end, stop)
                 free.appendleft((start, end))
                 return start, end
-            free[0] = (start, stop)
-            return start, stop
+            return start, near
         return None
 
     def take_free(self, stop: int) -> None:

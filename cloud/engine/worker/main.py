@@ -24,7 +24,7 @@ from cloud.engine.worker.pooled import Inherited, Initialization, become_process
 from cloud.engine.worker.run import Call, max_rss_kb, pack_ended, run_call, usage
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
-from cloud.jobs import DONE, PACKED, STDERR, STDOUT, pack_outcome, pack_value
+from cloud.jobs import DONE, ITEM_TIMES, PACKED, STDERR, STDOUT, TIMES, pack_outcome, pack_value
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment, SharedBytes, payload_from
 
@@ -37,7 +37,7 @@ POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
 _BROKEN_EXIT: Final = 70
-_FLUSH_S: Final = 0.003
+_FLUSH_S: Final = 0.005
 _SMALL_S: Final = 0.0001
 """Items of a map that ran shorter than this share one outcome record with their neighbours."""
 
@@ -77,6 +77,9 @@ class Worker:
         self._results_at = 0
         self._run_started = (0.0, 0.0)
         self._run_usage: Any = None
+        self._usage_at = 0.0
+        self._times: list[tuple[int, float, float, float, float, int]] = []
+        self._printed = b"", b""
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -308,16 +311,18 @@ class Worker:
                 now = clock()
             else:
                 now = clock()
-                if type(value) in atoms and now - last < small_s and not dirty[0]:
-                    keep(value)
-                    last = now
-                    here += 1
-                    if now > flush_at:
-                        self._pack_run(now)
-                        self._flush()
-                        last = self._begin_run(here)
-                        flush_at = last + _FLUSH_S
-                    continue
+                if type(value) in atoms and not dirty[0]:
+                    small = now - last < small_s
+                    if small or self._keep_times(here, last, now):
+                        keep(value)
+                        last = now if small else clock()
+                        here += 1
+                        if now > flush_at:
+                            self._pack_run(now)
+                            self._flush()
+                            last = self._begin_run(here)
+                            flush_at = last + _FLUSH_S
+                        continue
                 ended = value, None
                 del value
             self._pack_run(last, take_output=False)
@@ -325,30 +330,48 @@ class Worker:
                 ended,
                 Call(_no_load, self.namespace),
                 (self.pid, time.time() - (now - last), now - last, *self._usage_of_last(last)),
-                self._end_of_output,
+                self._output_of_item,
                 self.settings["max_transmit_bytes"],
             )
             del ended
             self._hold(here, 1, outcome)
             self._tidy()
-            self._flush()
+            if now > flush_at:
+                self._flush()
+                flush_at = now + _FLUSH_S
             here += 1
             last = self._begin_run(here)
-            flush_at = last + _FLUSH_S
         self._pack_run(last)
 
     def _begin_run(self, position: int) -> float:
         self._results_at = position
         began = time.perf_counter()
         self._run_started = time.time(), began
-        self._run_usage = usage()
+        self._run_usage, self._usage_at = usage(), began
         return began
+
+    def _keep_times(self, position: int, began: float, ended: float) -> bool:
+        """Keep the times of an item that is not small; False if it printed, and must have a record of its own."""
+        self._printed = self._end_of_output()
+        if any(self._printed):
+            return False
+        user_s, system_s, rss_kb = self._usage_of_last(began)
+        self._usage_at = ended
+        started = self._run_started[0] + began - self._run_started[1]
+        at = position - self._results_at
+        self._times.append((at, started, ended - began, user_s, system_s, rss_kb))
+        return True
+
+    def _output_of_item(self) -> tuple[bytes, bytes]:
+        printed, self._printed = self._printed, (b"", b"")
+        return printed if any(printed) else self._end_of_output()
 
     def _usage_of_last(self, began: float) -> tuple[float, float, int]:
         """CPU seconds, user and system, of the item that began then, and peak memory in kB."""
         before, after = self._run_usage, usage()
-        # The small items before it in this run took about the time that had passed.
-        others_s = began - self._run_started[1]
+        self._run_usage = after
+        # The small items before it took about the time that had passed since that look.
+        others_s = began - self._usage_at
         user_s = max(0.0, after.ru_utime - before.ru_utime - others_s)
         return user_s, after.ru_stime - before.ru_stime, max_rss_kb(after)
 
@@ -357,14 +380,18 @@ class Worker:
         if not results:
             return
         started, began = self._run_started
-        content = pickling.dumps_list(results)
+        content, times = pickling.dumps_list(results), self._times
         out, err = self._end_of_output() if take_output else (b"", b"")
-        if out or err:
-            # Written below sys.stdout by one of these small items: which one cannot be told.
+        if len(results) == len(times) == 1 and not (out or err):
+            packed = pack_value(PACKED, content, self.pid, *times[0][1:])
+        elif out or err or times:
+            # Written below sys.stdout by one of the small items: which one cannot be told.
             sections = [(PACKED, content), (STDOUT, out), (STDERR, err)]
+            sections.append((TIMES, b"".join(ITEM_TIMES.pack(*each) for each in times)))
             packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=ended - began)
         else:
             packed = pack_value(PACKED, content, self.pid, started, ended - began, 0.0, 0.0, 0)
+        times.clear()
         self._hold(self._results_at, len(results), packed)
         results.clear()
 
