@@ -562,6 +562,8 @@ class Cloud:
             if self._backend is not backend:
                 return
             self._backend = None
+            # What they captured may be large.
+            self._functions = FunctionCache()
             callbacks, self._callbacks = self._callbacks, Callbacks()
         callbacks.close()
 

@@ -11,12 +11,16 @@ from itertools import count
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from cloud.serialization import pickling
+from cloud.serialization.shared import Sent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
 _MAX_KEPT: Final = 512
+_MAX_LARGE: Final = 4
+"""Functions with large buffers that are kept: each is memory as large as these."""
+
 _RECENT_S: Final = 0.005
 _tokens = count(1)
 
@@ -84,6 +88,7 @@ class FunctionCache:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
+        self._large: dict[int, tuple[Any, Sent, Function]] = {}
 
     def get(self, function: Callable[..., Any], namespace: pickling.Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
@@ -99,7 +104,11 @@ class FunctionCache:
         entry = self._entries.get(id(key))
         if entry is not None and entry.key is key and _unchanged(entry, function):
             return entry.function
-        payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares)
+        large = self._large.get(id(key))
+        sent = Sent() if large is None or large[0] is not key else large[1]
+        payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares, sent=sent)
+        if large is not None and sent is large[1] and payload is large[2].payload:
+            return large[2]  # unchanged, to the last byte of its buffers
         variables = pickling.program_main() if namespace is None else namespace.variables
         watched = _watch(function, variables, [], 0)
         made = Function(payload, function_name(function), reusable=watched is not None)
@@ -108,6 +117,11 @@ class FunctionCache:
                 self._entries.clear()
             cells = _cells(function) if type(function) is FunctionType else ()
             self._entries[id(key)] = _Entry(key, made, cells, watched)
+        elif payload is sent.payload:
+            self._large.pop(id(key), None)
+            while len(self._large) >= _MAX_LARGE:
+                self._large.pop(next(iter(self._large)))
+            self._large[id(key)] = key, sent, made
         return made
 
 

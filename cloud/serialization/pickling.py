@@ -25,7 +25,7 @@ from collections.abc import Callable
 from types import CellType, CodeType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
-from cloud.serialization.shared import SHARE_BYTES, is_shared, pack_shared, unpack_shared
+from cloud.serialization.shared import SHARE_BYTES, Sent, is_shared, pack_shared, unpack_shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -386,18 +386,19 @@ def _pickle(
     return file.getvalue(), pickler
 
 
-def _beside(content: bytes, buffers: list[memoryview] | None) -> bytes | None:
+def _beside(content: bytes, buffers: list[memoryview] | None, sent: Sent | None = None) -> bytes | None:
     """Content with its buffers in a segment; None if there can be no segment, so that they must go into the pickle."""
-    return pack_shared(content, buffers) if buffers else content
+    return pack_shared(content, buffers, sent) if buffers else content
 
 
-def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False) -> bytes:
+def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, sent: Sent | None = None) -> bytes:
     """Pickle what goes *to* a job: definitions of ``__main__`` that it refers to travel along.
 
     Args:
         obj: A function, arguments, anything.
         namespace: Where ``__main__`` lives if not in this process's own module (jobs that submit jobs).
         share: Large buffers may travel beside the bytes, as SharedBytes: to processes of this machine only.
+        sent: What this returned before for the same object, if it had large buffers; returned again if it is unchanged.
 
     Raises:
         Exception: Whatever the object's own pickling raises; ``explain`` turns it into words.
@@ -409,7 +410,7 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False) 
     content, pickler = _pickle(obj, variables, None, buffers=buffers)
     if pickler.uses_main:
         content = _with_definitions(content, pickler, variables, namespace)
-    return _beside(content, buffers) or dumps(obj, namespace)
+    return _beside(content, buffers, sent) or dumps(obj, namespace)
 
 
 def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], namespace: Namespace | None) -> bytes:
