@@ -5,5 +5,8 @@ Used on the two ends of a job only, the submitting process and the worker; every
 ``pickling``    values and by-value functions, and the shared globals of a program's ``__main__``
 ``functions``   a function made ready to travel, and which of them need not be pickled again
 ``exceptions``  exceptions with their causes, contexts, notes and groups
+``large``       which large globals are what they were
+``facts``       what a function refers to, and what others can import
+``shared``      large buffers, beside the bytes
 ``explain``     which part of an object refused, in words
 """

@@ -11,6 +11,7 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from cloud.serialization import pickling
+from cloud.serialization.facts import cell_content, global_names, imports_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,12 +111,12 @@ class _Captured:
             return
         self.by_value = True
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            content = pickling._cell_content(cell)
+            content = cell_content(cell)
             if content is not None and content[0] is not function:
                 self._add_value(self.closure, name, content[0])
         for name, value in _defaults(function):
             self._add_value(self.defaults, name, value)
-        for name in pickling.global_names(function.__code__):
+        for name in global_names(function.__code__):
             if name in function.__globals__ and not name.startswith("__"):
                 self._add_value(self.globals, name, function.__globals__[name])
 
@@ -145,7 +146,7 @@ class _Captured:
 
     def _is_reference(self, obj: Any, of_main: bool) -> bool:
         name = getattr(obj, "__qualname__", "<unnamed>")
-        return not of_main and pickling._imports_as(obj, getattr(obj, "__module__", None), name)
+        return not of_main and imports_as(obj, getattr(obj, "__module__", None), name)
 
 
 def _defaults(function: FunctionType) -> Iterator[tuple[str, object]]:

@@ -7,6 +7,7 @@ from types import FunctionType
 
 from cloud.errors import SerializationError
 from cloud.serialization import pickling
+from cloud.serialization.facts import cell_content, global_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(obj, FunctionType):
         names = obj.__code__.co_freevars
         for name, cell in zip(names, obj.__closure__ or (), strict=True):
-            content = pickling._cell_content(cell)
+            content = cell_content(cell)
             if content is not None:
                 yield f" -> closure variable {name!r}", content[0]
-        for name in pickling.global_names(obj.__code__):
+        for name in global_names(obj.__code__):
             if name in obj.__globals__:
                 yield f" -> global {name!r}", obj.__globals__[name]
         yield from ((f" -> default {value!r:.60}", value) for value in obj.__defaults__ or ())

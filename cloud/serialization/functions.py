@@ -11,6 +11,8 @@ from itertools import count
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from cloud.serialization import pickling
+from cloud.serialization.facts import global_names, imports_as
+from cloud.serialization.large import large_globals
 from cloud.serialization.shared import Sent
 
 TYPE_CHECKING = False
@@ -89,6 +91,7 @@ class FunctionCache:
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
         self._large: dict[int, tuple[Any, Sent, Function]] = {}
+        self._large_globals: Any = None
 
     def get(self, function: Callable[..., Any], namespace: pickling.Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
@@ -104,6 +107,7 @@ class FunctionCache:
         entry = self._entries.get(id(key))
         if entry is not None and entry.key is key and _unchanged(entry, function):
             return entry.function
+        self._large_globals = large_globals()
         large = self._large.get(id(key))
         sent = Sent() if large is None or large[0] is not key else large[1]
         payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares, sent=sent)
@@ -167,13 +171,13 @@ def _watch(
 ) -> list[tuple[Any, Any]] | None:
     """What to compare before the bytes may be used again; None if that cannot be told cheaply."""
     if type(function) is not FunctionType:
-        if isinstance(function, type | BuiltinFunctionType) and pickling._imports_as(
+        if isinstance(function, type | BuiltinFunctionType) and imports_as(
             function, function.__module__, function.__qualname__
         ):
             return watched
         return None
     if function.__globals__ is not variables:
-        imports = pickling._imports_as(function, function.__module__, function.__qualname__)
+        imports = imports_as(function, function.__module__, function.__qualname__)
         return watched if imports else None
     if function.__dict__ or function.__kwdefaults__ or depth > 8:
         return None
@@ -183,7 +187,7 @@ def _watch(
         return None
     if not all(_constant(value) for value in (*contents, *(function.__defaults__ or ()))):
         return None
-    for name in pickling.global_names(function.__code__):
+    for name in global_names(function.__code__):
         if name not in variables:
             # A global defined later must be noticed.
             watched.append(((variables, name), _MISSING))

@@ -6,7 +6,7 @@ definitions behind the names, so that in a worker all functions of one program s
 ::
 
     payload = pickle                                  nothing of __main__ in it
-            | b"M" + pickle((pickle, [(name, digest, pickle), …]))
+            | b"M" + pickle((pickle, [(name, digest, pickle, …), …]))
                        │         └ applied to the worker's namespace first, each only if its digest is news there
                        └ refers to names, and builds functions over that namespace
 
@@ -22,14 +22,16 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
+from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
+from cloud.serialization.large import LargeGlobal
 from cloud.serialization.shared import SHARE_BYTES, Sent, is_shared, pack_shared, unpack_shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, TypeAlias
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
@@ -40,6 +42,10 @@ _OWN_NAMES: Final = frozenset(
     {"__name__", "__builtins__", "__spec__", "__loader__", "__package__", "__cached__", "__annotations__", "__doc__"}
 )
 _PLAIN_ERRORS: Final = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, ValueError)
+
+
+Row: TypeAlias = "tuple[str, bytes, bytes, int, int]"
+"""A definition that travels: name, digest, pickle, and which of the payload's buffers are its: the first, how many."""
 
 
 class Namespace:
@@ -66,11 +72,11 @@ class Namespace:
         """True when the other side has this name from elsewhere, so that it need not be sent."""
         return False
 
-    def apply(self, table: list[tuple[str, bytes, bytes]]) -> None:
+    def apply(self, table: list[Row], buffers: list[memoryview]) -> None:
         """Take over definitions that are news here."""
-        for name, digest, content in table:
+        for name, digest, content, start, n in table:
             if self.received.get(name) != digest:
-                value = pickle.loads(content)
+                value = pickle.loads(content, buffers=buffers[start : start + n])
                 self.variables[name] = value
                 self.received[name] = digest
 
@@ -237,7 +243,7 @@ class _Main:
 
     def reduce_function(self, function: FunctionType) -> Any:
         if function.__globals__ is not self.variables:
-            if _imports_as(function, function.__module__, function.__qualname__):
+            if imports_as(function, function.__module__, function.__qualname__):
                 return NotImplemented
             raise _NeedsCloudpickle
         path = self.main_path(function)
@@ -249,7 +255,7 @@ class _Main:
         for name in global_names(code):
             if name in self.variables and name not in _OWN_NAMES:
                 self.refer(name)
-        cells = [_cell_content(cell) for cell in function.__closure__ or ()]
+        cells = [cell_content(cell) for cell in function.__closure__ or ()]
         state = (
             function.__qualname__,
             function.__module__,
@@ -260,7 +266,7 @@ class _Main:
             function.__dict__,
             cells,
         )
-        return _make_function, (_code_bytes(code), function.__name__, len(cells)), state, None, None, _fill_function
+        return _make_function, (code_bytes(code), function.__name__, len(cells)), state, None, None, _fill_function
 
     def reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "__main__":
@@ -269,7 +275,7 @@ class _Main:
                 self.refer(path.partition(".")[0])
                 return _main_attribute, (path,)
             raise _NeedsCloudpickle
-        if cls.__module__ == "builtins" or _imports_as(cls, cls.__module__, cls.__qualname__):
+        if cls.__module__ == "builtins" or imports_as(cls, cls.__module__, cls.__qualname__):
             return NotImplemented
         raise _NeedsCloudpickle
 
@@ -283,7 +289,7 @@ class _Main:
             module, path = getattr(obj, "__module__", None), None
             if module == "__main__":
                 path = self.main_path(obj)
-            elif _imports_as(obj, module, getattr(obj, "__qualname__", "<lambda>")):
+            elif imports_as(obj, module, getattr(obj, "__qualname__", "<lambda>")):
                 return NotImplemented
             if path is not None:
                 self.refer(path.partition(".")[0])
@@ -386,9 +392,9 @@ def _pickle(
     return file.getvalue(), pickler
 
 
-def _beside(content: bytes, buffers: list[memoryview] | None, sent: Sent | None = None) -> bytes | None:
+def _beside(content: bytes, buffers: list[memoryview] | None) -> bytes | None:
     """Content with its buffers in a segment; None if there can be no segment, so that they must go into the pickle."""
-    return pack_shared(content, buffers, sent) if buffers else content
+    return pack_shared(content, buffers) if buffers else content
 
 
 def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, sent: Sent | None = None) -> bytes:
@@ -408,17 +414,33 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, 
     variables = program_main() if namespace is None else namespace.variables
     buffers: list[memoryview] | None = [] if share else None
     content, pickler = _pickle(obj, variables, None, buffers=buffers)
+    large: list[LargeGlobal] = []
+    n_own = 0 if buffers is None else len(buffers)
     if pickler.uses_main:
-        content = _with_definitions(content, pickler, variables, namespace)
-    return _beside(content, buffers, sent) or dumps(obj, namespace)
+        content = _with_definitions(content, pickler, variables, namespace, buffers, large)
+    if not buffers:
+        return content
+    shared = pack_shared(content, buffers, sent, proven=len(buffers) - n_own)
+    if shared is None:
+        return dumps(obj, namespace)
+    for each in large:
+        each.keep(variables, shared, buffers)
+    return shared
 
 
-def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], namespace: Namespace | None) -> bytes:
+def _with_definitions(
+    content: bytes,
+    pickler: Any,
+    variables: dict[str, Any],
+    namespace: Namespace | None,
+    buffers: list[memoryview] | None,
+    large: list[LargeGlobal],
+) -> bytes:
     # What hashlib.blake2b is; importing hashlib loads OpenSSL too.
     from _blake2 import blake2b
 
     names: dict[str, None] = dict(pickler.names)
-    table: list[tuple[str, bytes, bytes]] = []
+    table: list[Row] = []
     references: dict[str, list[str]] = {}
     pending = list(names)
     while pending:
@@ -429,23 +451,32 @@ def _with_definitions(content: bytes, pickler: Any, variables: dict[str, Any], n
             code = value.__code__ if type(value) is FunctionType and value.__globals__ is variables else None
             references[name] = [] if code is None else [each for each in global_names(code) if each in variables]
         else:
+            beside: list[memoryview] | None = None if buffers is None else []
             try:
-                entry, inner = _pickle(value, variables, None, value)
+                entry, inner = _pickle(value, variables, None, value, beside)
             except Exception as exc:
                 exc.add_note(f"while pickling the global {name!r} of __main__, which the job uses")
                 raise
             references[name] = list(inner.names)
-            table.append((name, blake2b(entry, digest_size=16).digest(), entry))
+            start = 0 if buffers is None else len(buffers)
+            if beside and buffers is not None:
+                made = LargeGlobal(name, entry, start, len(beside))
+                digest = made.digest_of(variables, beside)
+                large.append(made)
+                buffers += beside
+            else:
+                digest = blake2b(entry, digest_size=16).digest()
+            table.append((name, digest, entry, start, len(beside or ())))
         for each in references[name]:
             if each not in names:
                 names[each] = None
                 pending.append(each)
     # An instance of a class that was defined anew has the bytes it had before, and is another object all the same.
-    made = {name: digest for name, digest, _ in table if isinstance(variables[name], FunctionType | type)}
-    for row, (name, digest, entry) in enumerate(table):
-        behind = [made[each] for each in references[name] if each in made and each != name]
+    defined = {row[0]: row[1] for row in table if isinstance(variables[row[0]], FunctionType | type)}
+    for at, (name, digest, entry, start, n) in enumerate(table):
+        behind = [defined[each] for each in references[name] if each in defined and each != name]
         if behind:
-            table[row] = name, blake2b(b"".join((digest, *behind)), digest_size=16).digest(), entry
+            table[at] = name, blake2b(b"".join((digest, *behind)), digest_size=16).digest(), entry, start, n
     # Values may need classes and functions of the table while they are rebuilt.
     table.sort(key=lambda row: not isinstance(variables[row[0]], FunctionType | type))
     return _BUNDLE + pickle.dumps((content, table), PROTOCOL)
@@ -498,7 +529,7 @@ def loads(payload: Any, namespace: Namespace | None = None) -> Any:
     _active.namespace, _active.fresh = namespace, ()
     try:
         if table and namespace is not None:
-            namespace.apply(table)
+            namespace.apply(table, buffers)
         return pickle.loads(payload, buffers=buffers)
     finally:
         _active.namespace, _active.fresh = before
@@ -512,87 +543,3 @@ def dumps_list(items: list[Any]) -> bytes:
 def loads_list(payload: bytes | memoryview) -> list[Any]:
     """The list of ``dumps_list``."""
     return pickle.loads(payload)  # type: ignore[no-any-return]
-
-
-# --- facts about objects ----------------------------------------------------------------------------------------------
-
-
-def _cell_content(cell: CellType) -> tuple[Any] | None:
-    try:
-        return (cell.cell_contents,)
-    except ValueError:
-        return None
-
-
-_codes: dict[int, tuple[CodeType, bytes, tuple[str, ...]]] = {}
-
-
-def _code_entry(code: CodeType) -> tuple[CodeType, bytes, tuple[str, ...]]:
-    entry = _codes.get(id(code))
-    if entry is None or entry[0] is not code:
-        if len(_codes) > 1024:
-            _codes.clear()
-        # Version 2 of marshal writes no back references: those depend on reference counts, and equal code
-        # must give equal bytes for digests to match.
-        entry = _codes[id(code)] = (code, marshal.dumps(code, 2), tuple(_names_in(code)))
-    return entry
-
-
-def _code_bytes(code: CodeType) -> bytes:
-    return _code_entry(code)[1]
-
-
-def global_names(code: CodeType) -> tuple[str, ...]:
-    """Names that the code, or code nested in it, may look up in its globals."""
-    return _code_entry(code)[2]
-
-
-def _names_in(code: CodeType) -> dict[str, None]:
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names.update(_names_in(constant))
-    return names
-
-
-def _imports_as(obj: Any, module: str | None, qualname: str) -> bool:
-    """True when importing ``module`` and walking ``qualname`` gives exactly this object, here and in a worker."""
-    if module is None or "<" in qualname:
-        return False
-    found: Any = sys.modules.get(module)
-    if found is None:
-        return False
-    for name in qualname.split("."):
-        found = getattr(found, name, None)
-    return found is obj and importable(module)
-
-
-_importable: dict[tuple[str, int], bool] = {}
-
-
-def importable(name: str) -> bool:
-    """True when another process with the same ``sys.path`` can import the module."""
-    top = name.partition(".")[0]
-    if top == "__main__":
-        return False
-    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
-        return True
-    module = sys.modules.get(top)
-    key = (name, id(module))
-    known = _importable.get(key)
-    if known is None:
-        known = _importable[key] = _find(top) and getattr(sys.modules.get(name), "__spec__", None) is not None
-    return known
-
-
-def _find(top: str) -> bool:
-    # The finders, not sys.modules: a module made at run time, or loaded from a path that is not on sys.path,
-    # is known here and nowhere else.
-    for finder in sys.meta_path:
-        find: Callable[..., Any] | None = getattr(finder, "find_spec", None)
-        try:
-            if find is not None and find(top, None) is not None:
-                return True
-        except Exception:  # noqa: S112, BLE001 - a broken finder of the user's says nothing about the others
-            continue
-    return False

@@ -138,19 +138,20 @@ def size_of(payload: bytes) -> int:
     return payload.n_bytes if isinstance(payload, SharedBytes) else len(payload)
 
 
-def pack_shared(content: bytes, buffers: list[memoryview], sent: Sent | None = None) -> SharedBytes | None:
+def pack_shared(
+    content: bytes, buffers: list[memoryview], sent: Sent | None = None, proven: int = 0
+) -> SharedBytes | None:
     """A pickle and the buffers left out of it; None when they must go into it after all.
 
     Args:
         content: The pickle.
         buffers: The buffers.
         sent: What was packed in their place before: the same object again, if nothing has changed.
+        proven: How many of the last buffers are what they were if the pickle is.
     """
     lengths = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
     packed = b"".join((_MARK, _COUNT.pack(len(buffers)), lengths, content))
-    before = None if sent is None else sent.payload
-    # Another thread may have replaced it while we compared.
-    if sent is not None and before is not None and before == packed and sent.holds(buffers) and sent.payload is before:
+    if sent is not None and (before := sent.payload_if(packed, buffers[: len(buffers) - proven])) is not None:
         return before
     segment = Segment.write(buffers)
     if segment is None:
@@ -159,6 +160,43 @@ def pack_shared(content: bytes, buffers: list[memoryview], sent: Sent | None = N
     if sent is not None:
         sent.replace(shared, buffers)
     return shared
+
+
+class Copy:
+    """Buffers as they were when they were written to a segment.
+
+    Args:
+        segment: That.
+        start: Index of the first of them among the segment's.
+        buffers: All of the segment's.
+        n: How many, None for the rest.
+    """
+
+    def __init__(self, segment: Segment, buffers: list[memoryview], start: int = 0, n: int | None = None) -> None:
+        self._offset = sum(_page_aligned(buffer.nbytes) for buffer in buffers[:start])
+        mine = buffers[start : None if n is None else start + n]
+        # Held, so that no other object can take its place.
+        self._constants = [buffer.obj if _is_constant(buffer.obj) else None for buffer in mine]
+        self._lengths = [buffer.nbytes for buffer in mine]
+        self._whole = memoryview(mapped(segment.fd, segment.n_bytes, access=ACCESS_READ))
+
+    def equals(self, buffers: list[memoryview]) -> bool:
+        """Whether these buffers, or the first of them if there are fewer, have the same content.
+
+        An object that is read-only and the same as before is taken at its word. All others are compared.
+        """
+        whole, offset = self._whole, self._offset
+        for buffer, constant, length in zip(buffers, self._constants, self._lengths, strict=False):
+            if buffer.nbytes != length:
+                return False
+            if constant is None or buffer.obj is not constant or not _is_constant(constant):
+                for start in range(0, length, _COMPARE_BYTES):
+                    part = buffer[start : start + _COMPARE_BYTES]
+                    # Of all that Python offers, comparing with a bytearray is what ends in memcmp.
+                    if bytearray(part) != whole[offset + start : offset + start + len(part)]:
+                        return False
+            offset += _page_aligned(length)
+        return True
 
 
 class Sent:
@@ -170,35 +208,20 @@ class Sent:
 
     def __init__(self) -> None:
         self.payload: SharedBytes | None = None
-        self._constants: list[Any] = []
-        self._copy = memoryview(b"")
+        self._copy: Copy | None = None
 
     def replace(self, payload: SharedBytes, buffers: list[memoryview]) -> None:
         """Remember this one."""
-        self.payload = None
-        # Held, so that no other object can take its place.
-        self._constants = [buffer.obj if _is_constant(buffer.obj) else None for buffer in buffers]
-        segment = payload.segment
-        self._copy = memoryview(mapped(segment.fd, segment.n_bytes, access=ACCESS_READ))
+        self.payload, self._copy = None, Copy(payload.segment, buffers)
         self.payload = payload
 
-    def holds(self, buffers: list[memoryview]) -> bool:
-        """Whether the buffers, of the same lengths, have the content they had.
-
-        An object that is read-only and the same as before is taken at its word. All others are compared with the copy.
-        """
-        offset, copy, constants = 0, self._copy, self._constants
-        if len(buffers) != len(constants):
-            return False
-        for buffer, constant in zip(buffers, constants, strict=True):
-            if constant is None or buffer.obj is not constant or not _is_constant(constant):
-                for start in range(0, buffer.nbytes, _COMPARE_BYTES):
-                    part = buffer[start : start + _COMPARE_BYTES]
-                    # Of all that Python offers, comparing with a bytearray is what ends in memcmp.
-                    if bytearray(part) != copy[offset + start : offset + start + len(part)]:
-                        return False
-            offset += _page_aligned(buffer.nbytes)
-        return True
+    def payload_if(self, packed: bytes, buffers: list[memoryview]) -> SharedBytes | None:
+        """The payload, if its bytes are these and its first buffers have the content of these."""
+        payload, copy = self.payload, self._copy
+        if payload is None or copy is None or payload != packed or not copy.equals(buffers):
+            return None
+        # Another thread may have replaced both while we compared.
+        return payload if self.payload is payload else None
 
 
 def _is_constant(owner: Any) -> bool:

@@ -293,7 +293,8 @@ class WorkerHandle:
         current = self.slots[ch.CURRENT]
         if not self.tasks or current == ch.NO_LIMIT:
             return 0.0
-        return (self.position - 1 - current) * self.tasks[-1].batch.function.mean_s
+        mean_s = self.tasks[-1].batch.function.mean_s
+        return float((self.position - 1 - current) * mean_s)
 
     @property
     def n_items_over_one(self) -> bool:

@@ -19,12 +19,12 @@ from types import FrameType
 from cloud.engine import channel as ch
 from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
+from cloud.engine.worker.items import ItemRecord
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
-from cloud.engine.worker.run import Call, max_rss_kb, pack_ended, run_call, usage
+from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
-from cloud.jobs import DONE, ITEM_TIMES, PACKED, STDERR, STDOUT, TIMES, pack_outcome, pack_value
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment, SharedBytes, payload_from
 
@@ -73,13 +73,7 @@ class Worker:
         self._chunks: dict[int, tuple[int, Any]] = {}
         self._held: list[tuple[bytes, Segment | None]] = []
         self._flushed_at = 0.0
-        self._results: list[Any] = []
-        self._results_at = 0
-        self._run_started = (0.0, 0.0)
-        self._run_usage: Any = None
-        self._usage_at = 0.0
-        self._times: list[tuple[int, float, float, float, float, int]] = []
-        self._printed = b"", b""
+        self._items = ItemRecord(self.pid, self._end_of_output)
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -296,8 +290,8 @@ class Worker:
         """Run small items with as little as possible between them; one that is not small gets a record of its own."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
-        keep = self._results.append
-        last = self._begin_run(position)
+        keep = self._items.values.append
+        last = self._items.begin(position)
         flush_at = last + _FLUSH_S
         here = position
         for item in items[first : first + n] if first or n < len(items) else items:
@@ -313,24 +307,24 @@ class Worker:
                 now = clock()
                 if type(value) in atoms and not dirty[0]:
                     small = now - last < small_s
-                    if small or self._keep_times(here, last, now):
+                    if small or self._items.keep_times(here, last, now):
                         keep(value)
                         last = now if small else clock()
                         here += 1
                         if now > flush_at:
-                            self._pack_run(now)
+                            self._pack_items(now)
                             self._flush()
-                            last = self._begin_run(here)
+                            last = self._items.begin(here)
                             flush_at = last + _FLUSH_S
                         continue
                 ended = value, None
                 del value
-            self._pack_run(last, take_output=False)
+            self._pack_items(last, take_output=False)
             outcome = pack_ended(
                 ended,
                 Call(_no_load, self.namespace),
-                (self.pid, time.time() - (now - last), now - last, *self._usage_of_last(last)),
-                self._output_of_item,
+                (self.pid, time.time() - (now - last), now - last, *self._items.usage_of_last(last)),
+                self._items.output_of_last,
                 self.settings["max_transmit_bytes"],
             )
             del ended
@@ -340,60 +334,13 @@ class Worker:
                 self._flush()
                 flush_at = now + _FLUSH_S
             here += 1
-            last = self._begin_run(here)
-        self._pack_run(last)
+            last = self._items.begin(here)
+        self._pack_items(last)
 
-    def _begin_run(self, position: int) -> float:
-        self._results_at = position
-        began = time.perf_counter()
-        self._run_started = time.time(), began
-        self._run_usage, self._usage_at = usage(), began
-        return began
-
-    def _keep_times(self, position: int, began: float, ended: float) -> bool:
-        """Keep the times of an item that is not small; False if it printed, and must have a record of its own."""
-        self._printed = self._end_of_output()
-        if any(self._printed):
-            return False
-        user_s, system_s, rss_kb = self._usage_of_last(began)
-        self._usage_at = ended
-        started = self._run_started[0] + began - self._run_started[1]
-        at = position - self._results_at
-        self._times.append((at, started, ended - began, user_s, system_s, rss_kb))
-        return True
-
-    def _output_of_item(self) -> tuple[bytes, bytes]:
-        printed, self._printed = self._printed, (b"", b"")
-        return printed if any(printed) else self._end_of_output()
-
-    def _usage_of_last(self, began: float) -> tuple[float, float, int]:
-        """CPU seconds, user and system, of the item that began then, and peak memory in kB."""
-        before, after = self._run_usage, usage()
-        self._run_usage = after
-        # The small items before it took about the time that had passed since that look.
-        others_s = began - self._usage_at
-        user_s = max(0.0, after.ru_utime - before.ru_utime - others_s)
-        return user_s, after.ru_stime - before.ru_stime, max_rss_kb(after)
-
-    def _pack_run(self, ended: float, *, take_output: bool = True) -> None:
-        results = self._results
-        if not results:
-            return
-        started, began = self._run_started
-        content, times = pickling.dumps_list(results), self._times
-        out, err = self._end_of_output() if take_output else (b"", b"")
-        if len(results) == len(times) == 1 and not (out or err):
-            packed = pack_value(PACKED, content, self.pid, *times[0][1:])
-        elif out or err or times:
-            # Written below sys.stdout by one of the small items: which one cannot be told.
-            sections = [(PACKED, content), (STDOUT, out), (STDERR, err)]
-            sections.append((TIMES, b"".join(ITEM_TIMES.pack(*each) for each in times)))
-            packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=ended - began)
-        else:
-            packed = pack_value(PACKED, content, self.pid, started, ended - began, 0.0, 0.0, 0)
-        times.clear()
-        self._hold(self._results_at, len(results), packed)
-        results.clear()
+    def _pack_items(self, ended: float, *, take_output: bool = True) -> None:
+        packed = self._items.pack(ended, take_output=take_output)
+        if packed is not None:
+            self._hold(*packed)
 
     # --- between jobs -------------------------------------------------------------------------------------------------
 
@@ -442,10 +389,10 @@ class Worker:
             self._send_held()
 
     def _send_held(self) -> None:
-        n = len(self._results)
+        n = len(self._items.values)
         if n:
-            self._pack_run(time.perf_counter(), take_output=False)
-            self._begin_run(self._results_at + n)
+            self._pack_items(time.perf_counter(), take_output=False)
+            self._items.begin(self._items.position + n)
         self._flush()
 
     # --- signals ------------------------------------------------------------------------------------------------------
@@ -486,6 +433,7 @@ _OWN_FILES: Final = frozenset(
         __file__,
         run_call.__code__.co_filename,
         Capture.__init__.__code__.co_filename,
+        ItemRecord.__init__.__code__.co_filename,
         Link.__init__.__code__.co_filename,
         Surroundings.__init__.__code__.co_filename,
     }

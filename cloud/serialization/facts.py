@@ -1,0 +1,95 @@
+"""Facts about objects by which pickling decides: what a function refers to, and what others can import."""
+
+from __future__ import annotations
+
+import marshal
+import sys
+from collections.abc import Callable
+from types import CellType, CodeType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def cell_content(cell: CellType) -> tuple[Any] | None:
+    """What the cell holds, in a tuple; None if it is empty."""
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return None
+
+
+_codes: dict[int, tuple[CodeType, bytes, tuple[str, ...]]] = {}
+
+
+def _code_entry(code: CodeType) -> tuple[CodeType, bytes, tuple[str, ...]]:
+    entry = _codes.get(id(code))
+    if entry is None or entry[0] is not code:
+        if len(_codes) > 1024:
+            _codes.clear()
+        # Version 2 of marshal writes no back references: those depend on reference counts, and equal code
+        # must give equal bytes for digests to match.
+        entry = _codes[id(code)] = (code, marshal.dumps(code, 2), tuple(_names_in(code)))
+    return entry
+
+
+def code_bytes(code: CodeType) -> bytes:
+    """The code marshalled; equal code gives equal bytes."""
+    return _code_entry(code)[1]
+
+
+def global_names(code: CodeType) -> tuple[str, ...]:
+    """Names that the code, or code nested in it, may look up in its globals."""
+    return _code_entry(code)[2]
+
+
+def _names_in(code: CodeType) -> dict[str, None]:
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names.update(_names_in(constant))
+    return names
+
+
+def imports_as(obj: Any, module: str | None, qualname: str) -> bool:
+    """True when importing ``module`` and walking ``qualname`` gives exactly this object, here and in a worker."""
+    if module is None or "<" in qualname:
+        return False
+    found: Any = sys.modules.get(module)
+    if found is None:
+        return False
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found is obj and importable(module)
+
+
+_importable: dict[tuple[str, int], bool] = {}
+
+
+def importable(name: str) -> bool:
+    """True when another process with the same ``sys.path`` can import the module."""
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return False
+    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
+        return True
+    module = sys.modules.get(top)
+    key = (name, id(module))
+    known = _importable.get(key)
+    if known is None:
+        known = _importable[key] = _find(top) and getattr(sys.modules.get(name), "__spec__", None) is not None
+    return known
+
+
+def _find(top: str) -> bool:
+    # The finders, not sys.modules: a module made at run time, or loaded from a path that is not on sys.path,
+    # is known here and nowhere else.
+    for finder in sys.meta_path:
+        find: Callable[..., Any] | None = getattr(finder, "find_spec", None)
+        try:
+            if find is not None and find(top, None) is not None:
+                return True
+        except Exception:  # noqa: S112, BLE001 - a broken finder of the user's says nothing about the others
+            continue
+    return False
