@@ -337,6 +337,7 @@ class Engine(Source):
         exitcode: int | None,
         *,
         own_fault: bool,
+        had_ended: bool = False,
         output: tuple[bytes, bytes] = (b"", b""),
         pid: int = 0,
         age_s: float | None = None,
@@ -345,7 +346,8 @@ class Engine(Source):
         if batch.states[index] >= DONE:
             return
         killed = self._killing.get((id(batch), index))
-        if killed is None and not own_fault and batch.options.restartable and batch.attempt(index) < _MAX_LOSSES:
+        again = batch.options.restartable and (had_ended or batch.attempt(index) < _MAX_LOSSES)
+        if killed is None and not own_fault and again:
             batch.next_attempt(index)
             self.give_back(batch, index, index + 1)
             return

@@ -69,11 +69,17 @@ class Source(ABC):
         exitcode: int | None,
         *,
         own_fault: bool,
+        had_ended: bool = False,
         output: tuple[bytes, bytes] = (b"", b""),
         pid: int = 0,
         age_s: float | None = None,
     ) -> None:
-        """An item's worker died under it, ``age_s`` after it began. ``own_fault``: by the job itself (exit, crash)."""
+        """An item's worker died under it, ``age_s`` after it began.
+
+        Args:
+            own_fault: By the job itself (exit, crash).
+            had_ended: The worker was running a later item; only this one's outcome was lost.
+        """
 
     @abstractmethod
     def request(

@@ -435,6 +435,7 @@ class ProcessExecutor(Executor):
                     reason,
                     exitcode,
                     own_fault=own_fault and position == current,
+                    had_ended=position < current,
                     output=output if position == current else (b"", b""),
                     pid=worker.pid,
                     age_s=time.monotonic() - worker.began if position == current else None,
