@@ -17,6 +17,7 @@ def version() -> str:
     return found[1]
 
 
+JOBLIB = ["joblib>=1.3"]
 PROGRESS = ["tqdm>=4.60"]
 
 setup(
@@ -49,10 +50,14 @@ setup(
             "numpy>=1.26",
             "ray>=2.50",
         ],
+        "joblib": JOBLIB,
         "progress": PROGRESS,
         "test": [
+            *JOBLIB,
             *PROGRESS,
             "coverage>=7.10",
+            # Programs that tests/dropin runs on our pools.
+            "emcee>=3.1",
             "hypothesis>=6.100",
             # The linters are held to one series: a new rule must not fail a checkout that nobody touched.
             "mypy>=2.4,<2.5",
@@ -61,6 +66,8 @@ setup(
             "pytest>=8.0",
             "pytest-timeout>=2.2",
             "ruff>=0.17,<0.18",
+            "scikit-learn>=1.4",
+            "scipy>=1.11",
         ],
     },
     entry_points={"console_scripts": ["cloud = cloud.cli:main"]},

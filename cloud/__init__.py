@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cloud.configuration import CloudConfig
     from cloud.current import process as _process
     from cloud.errors import CloudException, CloudTimeoutError
+    from cloud.futures import Executor
     from cloud.verbs import getconfigpath, is_simulated, running_on_cloud, setkey, start_simulator
 
     config: CloudConfig
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CloudException",
     "CloudTimeoutError",
+    "Executor",
     "__version__",
     "account",
     "aresult",
@@ -135,6 +137,10 @@ def __getattr__(name: str) -> Any:
         from cloud import errors
 
         value = getattr(errors, name)
+    elif name == "Executor":
+        from cloud.futures import Executor
+
+        value = Executor
     elif name == "config":
         from cloud import current
 

@@ -38,9 +38,9 @@ class _Process:
         self.key: tuple[Any, Any, Any] | None = None
         self._jids: JidSource | None = None
         self._resources: Resources | None = None
-        self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes)
-        self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes)
         self.own: weakref.WeakSet[Cloud] = weakref.WeakSet()
+        self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes, others=self._list_own)
+        self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes, others=self._list_own)
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
@@ -117,6 +117,9 @@ class _Process:
         made = weakref.ref(cloud)
         self.own.add(cloud)
         return cloud
+
+    def _list_own(self) -> list[Cloud]:
+        return list(self.own)
 
     def _closed(self, backend: Backend) -> None:
         for each in (self.cloud, self.mp):

@@ -120,9 +120,16 @@ class Backend(ABC):
     ) -> list[int]:
         """Jids of the jobs that match."""
 
+    def when_closed(self, action: Callable[[], None]) -> None:
+        """Call ``action()`` after ``close``: of unfinished jobs nothing will be heard. Never where only a job closes."""
+        return
+
     @abstractmethod
-    def cancel(self, jids: Jids | None) -> list[int]:
-        """Kill jobs (None: all unfinished); jids of those whose end is still to come."""
+    def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
+        """Kill jobs (None: all unfinished); jids of those whose end is still to come.
+
+        ``begun=False`` leaves those alone that have begun.
+        """
 
     @abstractmethod
     def delete(self, jids: Jids) -> None:

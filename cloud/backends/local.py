@@ -147,8 +147,11 @@ class LocalBackend(Backend):
     ) -> list[int]:
         return self.engine.select(label=label, status=status, function=function)
 
-    def cancel(self, jids: Jids | None) -> list[int]:
-        return self.engine.cancel(jids)
+    def when_closed(self, action: Callable[[], None]) -> None:
+        self.engine.when_closed.append(action)
+
+    def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
+        return self.engine.cancel(jids, begun=begun)
 
     def delete(self, jids: Jids) -> None:
         self.engine.delete(jids)

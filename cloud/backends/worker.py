@@ -190,8 +190,8 @@ class WorkerBackend(Backend):
         answer, _ = self.ask("select", label=label, status=codes, function=function)
         return list(unpack_jids(answer["jids"]))
 
-    def cancel(self, jids: Jids | None) -> list[int]:
-        answer, _ = self.ask("cancel", jids=None if jids is None else pack_jids(jids))
+    def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
+        answer, _ = self.ask("cancel", jids=None if jids is None else pack_jids(jids), begun=begun)
         pending: list[int] = answer["pending"]
         return pending
 

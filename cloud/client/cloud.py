@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from cloud.backends.base import Backend, MapWriter
 from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
@@ -13,7 +14,7 @@ from cloud.client.ordered import Results
 from cloud.client.progress import watch
 from cloud.client.results import decode, failure
 from cloud.engine.worker import surroundings
-from cloud.errors import BackendClosed, CloudTimeoutError
+from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
 from cloud.jobs import (
     CALL_OPTIONS,
     CRON_OPTIONS,
@@ -47,6 +48,7 @@ class Cloud:
         opener: Makes the backend.
         on_close: Told of a backend that was closed: another Cloud may share it.
         max_transmit_bytes: Gives the limit for a function or argument in bytes, 0 for none.
+        others: Clouds whose jobs ``info`` finds, too: jids are never given out twice in a process.
         reopens: False: once closed it stays closed, and its use raises BackendClosed.
     """
 
@@ -57,9 +59,11 @@ class Cloud:
         on_close: Callable[[Backend], None],
         max_transmit_bytes: Callable[[], int],
         *,
+        others: Callable[[], Iterable[Cloud]] = tuple,
         reopens: bool = True,
     ) -> None:
         self._name = name
+        self._others = others
         self._reopens = reopens
         self._over = False
         self._opener = opener
@@ -466,8 +470,18 @@ class Cloud:
             TypeError: ``info_requested`` is something else.
         """
         keys = keys_of(info_requested)
+        return {jid: self._info(jid, keys) for jid in jid_list(jids, "cloud.info")}
+
+    def _info(self, jid: int, keys: Any) -> dict[str, Any]:
         backend = self._open()
-        return {jid: info_of(backend.describe(jid), keys, backend.now()) for jid in jid_list(jids, "cloud.info")}
+        try:
+            return info_of(backend.describe(jid), keys, backend.now())
+        except JobNotFound:
+            for other in self._others():
+                if other.opened and other is not self:
+                    with suppress(JobNotFound, BackendClosed):
+                        return info_of(other.backend.describe(jid), keys, other.backend.now())
+            raise
 
     def find(
         self,

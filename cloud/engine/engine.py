@@ -95,6 +95,8 @@ class Engine(Source):
         self._n_submits = 0
         self._chunk_tokens = count(1)
         self._on_request: Callable[..., None] | None = None
+        #: Called after the end, without the lock: who was to be told of jobs hears no more of them.
+        self.when_closed: list[Callable[[], None]] = []
         self.closed = False
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
         self._changing = Changing(self.lock, self.waiting.handlers)
@@ -563,11 +565,12 @@ class Engine(Source):
 
     # --- ending jobs --------------------------------------------------------------------------------------------------
 
-    def cancel(self, jids: Jids | None) -> list[int]:
+    def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
         """Kill jobs: those that wait at once, those that run by their executor. Final ones are left alone.
 
         Args:
             jids: None means every unfinished job.
+            begun: False leaves those alone that have begun.
 
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
@@ -584,14 +587,14 @@ class Engine(Source):
             # The end of one may release another that is to be killed too: nothing is handed out meanwhile.
             self._cancelling = True
             try:
-                pending = self._cancel(runs)
+                pending = self._cancel(runs, kill_begun=begun)
             finally:
                 self._cancelling = False
             self.executor.wake()
             self.waiting.look_again()
             return pending
 
-    def _cancel(self, runs: list[tuple[Batch, int, int]]) -> list[int]:
+    def _cancel(self, runs: list[tuple[Batch, int, int]], *, kill_begun: bool) -> list[int]:
         self.executor.take_back()
         held = self.executor.held()
         pending: list[int] = []
@@ -600,7 +603,7 @@ class Engine(Source):
             begun = sorted(index for its_batch, index in held if its_batch is batch and start <= index < stop)
             for low, n in runs_of(batch, (WAITING, QUEUED), start, stop, besides=begun):
                 self.finish(batch, low, n, killed)
-            for index in begun:
+            for index in begun if kill_begun else ():
                 if batch.states[index] < DONE:
                     self._killing[id(batch), index] = b"Killed"
                     self.executor.kill(batch, index)
@@ -622,6 +625,8 @@ class Engine(Source):
             self.closed = True
         self.waiting.close()
         self.executor.close()
+        for action in self.when_closed:
+            action()
 
     def abandon_all(self) -> None:
         """In a forked child of the program: these jobs are the parent's. Takes no lock: its owner may be gone."""

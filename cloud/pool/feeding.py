@@ -79,6 +79,7 @@ class Feed:
         sink: Told of the jobs, in order.
         chunksize: As multiprocessing's: when the iterable raises, the items of the chunk begun are lost.
         exact: Chunks are to have exactly that size.
+        tuples: Each item is the arguments of one call.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Feed:
         chunksize: int,
         *,
         exact: bool,
+        tuples: bool = False,
     ) -> None:
+        self._tuples = tuples
         self._place = place
         self._func = func
         self._sink = sink
@@ -163,11 +166,9 @@ class Feed:
         try:
             backend, writer = self._place.open_map(self._func)
             try:
-                if self._exact:
-                    extend(writer, iter(block), backend.namespace, self._chunksize, tuples=False)
-                else:
-                    for chunk in pack_items(block, backend.namespace, tuples=False):
-                        writer.extend(*chunk)
+                # All of it, before any begins: what cannot be pickled must not make what stands before it run twice.
+                for chunk in list(self._packed(block, backend.namespace)):
+                    writer.extend(*chunk)
                 jids = writer.seal()
             except BaseException:
                 writer.abandon()
@@ -183,6 +184,11 @@ class Feed:
         if self._thread is not None:
             self._count(backend, jids)
         self._sink.add(backend, jids)
+
+    def _packed(self, block: list[Any], namespace: Namespace | None) -> Iterator[tuple[int, int, bytes]]:
+        n = self._chunksize if self._exact else len(block)
+        for start in range(0, len(block), n):
+            yield from pack_items(block[start : start + n], namespace, tuples=self._tuples)
 
     def _count(self, backend: Backend, jids: range) -> None:
         def finished() -> None:

@@ -9,22 +9,28 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from cloud.backends.base import Backend, Finals, Segment
 from cloud.client.results import decode
-from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
+from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNotFound
 from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
 
 if TYPE_CHECKING:
     from cloud.client.cloud import Cloud
     from cloud.pool.feeding import Feed
-    from cloud.pool.pool import Pool
 
-__all__ = ["IMapIterator", "IMapUnorderedIterator"]
+__all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner"]
 
 _AHEAD: Final = 1024
+
+
+class Owner(Protocol):
+    """A pool, or an executor."""
+
+    def submitted(self) -> None:
+        """An iterable was read to its end."""
 
 
 class _Raised:
@@ -37,7 +43,7 @@ class _Raised:
 class _Iterator(ABC, Iterator[Any]):
     """Results of a Feed; also its sink. Several threads may ask for the next."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._ready: deque[Any] = deque()
         self._turn = threading.Lock()
@@ -100,8 +106,12 @@ class _Iterator(ABC, Iterator[Any]):
         values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
         if failures:
             failed = {id(each) for each in failures}
-            values = [_Raised(original_error(each)) if id(each) in failed else each for each in values]
+            values = [_Raised(self._raised(each)) if id(each) in failed else each for each in values]
         self._ready.extend(values)
+
+    def _raised(self, failure: CloudException) -> BaseException:
+        """What is raised for a failed job."""
+        return original_error(failure)
 
     def _wait_for_change(self, deadline: float | None) -> None:
         """Under ``_changed``: until the feed has told something."""
@@ -204,7 +214,7 @@ class IMapIterator(_Iterator):
     Source: ``multiprocessing.pool.IMapIterator``.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Owner) -> None:
         super().__init__(pool)
         self._parts: deque[tuple[Backend, range] | _Raised] = deque()
         self._at = 0
@@ -255,7 +265,7 @@ class IMapUnorderedIterator(_Iterator):
     Source: ``multiprocessing.pool.IMapUnorderedIterator``.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Owner) -> None:
         super().__init__(pool)
         self._backend: Backend | None = None
         self._finals: Finals | None = None

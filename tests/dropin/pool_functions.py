@@ -167,3 +167,26 @@ def add_to_shared(n: int) -> None:
 
 def put_on_shared(item: Any) -> None:
     STATE[0].put(item)
+
+
+# --- for executors ----------------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """An object that can be pickled and referred to weakly."""
+
+
+def make_object(_: Any) -> Plain:
+    return Plain()
+
+
+def note_pair(pair: tuple[str, int]) -> int:
+    note(pair[0], pair[1])
+    return pair[1]
+
+
+class Leaving:
+    """Can be pickled; ends the program that rebuilds it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        return raise_this, (SystemExit(4),)

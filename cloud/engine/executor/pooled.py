@@ -102,6 +102,13 @@ class PooledProcesses(ProcessExecutor):
             self._n_tasks[worker.number] = self._n_tasks.get(worker.number, 0) + len(tasks)
         super()._give(worker, tasks)
 
+    def wake(self) -> None:
+        super().wake()
+        if self._dismissed and not self._source.has_queued:
+            # Not all become idle by ending a job: of some, what they were sent was taken back or killed.
+            while self._idle:
+                self._retire(self._idle.pop())
+
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:

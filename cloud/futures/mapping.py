@@ -1,0 +1,132 @@
+"""What ``Executor.map`` reads its results from."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cloud.backends.base import Backend
+from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobKilled
+from cloud.futures.errors import lost_error, task_error
+from cloud.pool.iterators import IMapIterator
+
+if TYPE_CHECKING:
+    from cloud.futures.future import Future
+    from cloud.futures.work import Work
+
+__all__ = ["MapResults", "buffered", "results_of"]
+
+
+class MapResults(IMapIterator):
+    """Results of one map, in the order of the items. Its jobs are kept as long as it is."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._work = work
+        self._n_open = 1  # the iterable itself
+        self._withdrawn = False
+
+    def add(self, backend: Backend, jids: range) -> None:
+        with self._changed:
+            self._n_open += 1
+        super().add(backend, jids)
+        with suppress(BackendClosed):
+            backend.when_final(jids, self._end_part)
+
+    def end(self, error: BaseException | None = None) -> None:
+        if not self._ended:
+            super().end(error)
+            self._end_part()
+
+    def _end_part(self) -> None:
+        with self._changed:
+            self._n_open -= 1
+        if not self._n_open:
+            self._work.end_map(self)
+
+    def withdraw(self) -> None:
+        """End those jobs that have not begun."""
+        self._withdrawn = True
+        if self.feed is not None:
+            self.feed.stop()
+        for backend, jids in self._submitted():
+            self._work.withdraw(backend, jids)
+
+    def _raised(self, failure: CloudException) -> BaseException:
+        if self._withdrawn and isinstance(failure, JobKilled):
+            return CancelledError()
+        return task_error(failure)
+
+    def _look(self, deadline: float | None) -> None:
+        try:
+            super()._look(deadline)
+        except BackendClosed as exc:
+            raise lost_error(exc, None) from None
+
+    def __del__(self) -> None:
+        # Not here: this may be called anywhere, with any lock held.
+        forgotten = self._work.forgotten
+        forgotten.extend(self._submitted())
+
+
+def results_of(results: MapResults, timeout: float | None) -> Iterator[Any]:
+    """The values, as a generator: what it raises ends it, and the rest is not run."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return _results(results, deadline)
+
+
+def _results(results: MapResults, deadline: float | None) -> Iterator[Any]:
+    found = []
+    try:
+        while True:
+            try:
+                if deadline is None:
+                    found.append(next(results))
+                else:
+                    found.append(results.next(max(0.0, deadline - time.monotonic())))
+            except StopIteration:
+                return
+            except CloudTimeoutError as exc:
+                raise CloudTimeoutError("not all results were there in time", jid=exc.jid) from None
+            # Whoever has the value is the only one to have it.
+            yield found.pop()
+    finally:
+        results.withdraw()
+
+
+def buffered(
+    submit: Callable[..., Future[Any]], items: Iterator[tuple[Any, ...]], n: int, timeout: float | None
+) -> Iterator[Any]:
+    """As ``results_of``, with only ``n`` tasks submitted ahead of the results taken."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ahead = deque(submit(*item) for item in islice(items, n))
+    return _buffered(submit, items, ahead, deadline)
+
+
+def _buffered(
+    submit: Callable[..., Future[Any]],
+    items: Iterator[tuple[Any, ...]],
+    ahead: deque[Future[Any]],
+    deadline: float | None,
+) -> Iterator[Any]:
+    try:
+        while ahead:
+            future = ahead[0]
+            left_s = None if deadline is None else deadline - time.monotonic()
+            try:
+                found = [future.result(left_s)]
+            finally:
+                future.cancel()
+                del future
+            ahead.popleft()
+            for item in islice(items, 1):
+                ahead.append(submit(*item))
+            yield found.pop()
+    finally:
+        for future in ahead:
+            future.cancel()
