@@ -121,7 +121,7 @@ class Backend(ABC):
         """Jids of the jobs that match."""
 
     def when_closed(self, action: Callable[[], None]) -> None:
-        """Call ``action()`` after ``close``: of unfinished jobs nothing will be heard. Never where only a job closes."""
+        """Call ``action()`` after ``close``: nothing more will be heard of unfinished jobs. Never in a job."""
         return
 
     @abstractmethod

@@ -256,7 +256,7 @@ class NestedRequests:
 
     def _on_cancel(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         jids = None if content["jids"] is None else unpack_jids(content["jids"])
-        reply({"pending": self._backend.cancel(jids, begun=content["begun"])})
+        reply({"pending": self._backend.cancel(jids, begun=content.get("begun", True))})
 
     def _on_delete(self, caller: Any, depth: int, content: dict[str, Any], blobs: list[bytes], reply: Reply) -> None:
         self._backend.delete(unpack_jids(content["jids"]))

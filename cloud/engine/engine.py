@@ -498,8 +498,13 @@ class Engine(Source):
         self._check_open()
         with self.lock:
             codes = bytearray()
-            running = by_batch(self.executor.running())
+            running: dict[int, list[tuple[int, int]]] | None = None
             for batch, start, stop in self.store.runs(jids):
+                if batch.n_final == batch.n:
+                    codes += batch.states[start:stop]
+                    continue
+                if running is None:
+                    running = by_batch(self.executor.running())
                 codes += status_codes(batch, start, stop, running)
             return codes
 

@@ -52,7 +52,7 @@ class Queue:
     def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
         """Take work for one worker; see ``Source.claim``."""
         tasks: list[Task] = []
-        spent_s = 0.0
+        spent_s, shared, share = 0.0, None, 1
         for priority in self._priorities:
             queue = self._queues[priority]
             while queue:
@@ -77,27 +77,23 @@ class Queue:
                     return tasks
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
-                shared = False
                 if batch.arguments is None:
-                    stop, shared = self._share(batch, start, stop, room_s - spent_s, mean_s)
+                    if batch is not shared:
+                        shared, share = batch, self._share(batch, mean_s)
+                    room = max(1, int((room_s - spent_s) / mean_s))
+                    stop = min(stop, _end_of_chunk(batch, start), start + min(room, share))
+                    share -= stop - start
                 tasks.append(Task(batch, start, stop))
                 batch.take_free(stop)
                 spent_s += mean_s * (stop - start)
-                if shared:
+                if not share:
                     return tasks  # the rest is for others
         return tasks
 
-    def _share(self, batch: Batch, start: int, stop: int, room_s: float, mean_s: float) -> tuple[int, bool]:
-        """Where a worker's next piece of a map ends: a chunk at most, and smaller pieces towards the map's end.
-
-        And whether it ends there because the others are to have the rest.
-        """
-        n = max(1, min(stop, _end_of_chunk(batch, start)) - start)
-        n = min(n, max(1, int(room_s / mean_s)))
-        share = n
-        if mean_s * n > _LONG_S / 8:
-            share = min(n, max(1, (batch.n - start) // (2 * self._executor.n_slots)))
-        return start + share, share < n
+    def _share(self, batch: Batch, mean_s: float) -> int:
+        """How many items of a map one worker is given at most: all of a short one, less towards the end of others."""
+        left = batch.n_free
+        return left if mean_s * left < _LONG_S / 8 else max(1, left // (2 * self._executor.n_slots))
 
 
 def _end_of_chunk(batch: Batch, index: int) -> int:

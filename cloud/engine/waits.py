@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from cloud.engine.store.base import Batch
 from cloud.jobs import DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, WAITING
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 class Wait:
     """How far a wait for jobs has come; looks at each job once."""
@@ -84,21 +88,26 @@ class Wait:
         ]
 
 
-def by_batch(items: Iterable[tuple[Batch, int]]) -> dict[int, list[int]]:
-    """Indexes by the id() of their batch."""
-    found: dict[int, list[int]] = {}
-    for batch, index in items:
-        found.setdefault(id(batch), []).append(index)
+def by_batch(runs: Iterable[tuple[Batch, int, int]]) -> dict[int, list[tuple[int, int]]]:
+    """(start, stop) of runs by the id() of their batch."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for batch, start, stop in runs:
+        found.setdefault(id(batch), []).append((start, stop))
     return found
 
 
-def status_codes(batch: Batch, start: int, stop: int, running: dict[int, list[int]]) -> bytearray:
-    """Status codes of a run of items; ``running`` are those that have begun, by batch."""
+def status_codes(batch: Batch, start: int, stop: int, running: dict[int, list[tuple[int, int]]]) -> bytearray:
+    """Status codes of a run of items; ``running`` are runs of those that have begun, by batch."""
     codes = batch.states[start:stop]
-    for index in running.get(id(batch), ()):
-        if start <= index < stop and codes[index - start] == QUEUED:
-            codes[index - start] = PROCESSING
+    for first, last in running.get(id(batch), ()):
+        low, high = max(first, start) - start, min(last, stop) - start
+        if low < high:
+            codes[low:high] = codes[low:high].replace(_QUEUED, _PROCESSING)
     return codes
+
+
+_QUEUED: Final = bytes((QUEUED,))
+_PROCESSING: Final = bytes((PROCESSING,))
 
 
 def runs_of(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cloud.backends.base import Backend
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobKilled
 from cloud.futures.errors import lost_error, task_error
-from cloud.pool.iterators import IMapIterator
+from cloud.pool.iterators import IMapIterator, Raised
 
 if TYPE_CHECKING:
     from cloud.futures.future import Future
@@ -68,6 +68,25 @@ class MapResults(IMapIterator):
         except BackendClosed as exc:
             raise lost_error(exc, None) from None
 
+    def values(self, deadline: float | None) -> Iterator[Any]:
+        """See ``results_of``."""
+        ready = self._ready
+        try:
+            while True:
+                # Not kept in a variable here: whoever has the value is the only one to have it.
+                while ready and type(ready[0]) is not Raised:
+                    yield ready.popleft()
+                if ready:
+                    raise ready.popleft().error
+                try:
+                    self._look(deadline)
+                except StopIteration:
+                    return
+                except CloudTimeoutError as exc:
+                    raise CloudTimeoutError("not all results were there in time", jid=exc.jid) from None
+        finally:
+            self.withdraw()
+
     def __del__(self) -> None:
         # Not here: this may be called anywhere, with any lock held.
         forgotten = self._work.forgotten
@@ -76,27 +95,7 @@ class MapResults(IMapIterator):
 
 def results_of(results: MapResults, timeout: float | None) -> Iterator[Any]:
     """The values, as a generator: what it raises ends it, and the rest is not run."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    return _results(results, deadline)
-
-
-def _results(results: MapResults, deadline: float | None) -> Iterator[Any]:
-    found = []
-    try:
-        while True:
-            try:
-                if deadline is None:
-                    found.append(next(results))
-                else:
-                    found.append(results.next(max(0.0, deadline - time.monotonic())))
-            except StopIteration:
-                return
-            except CloudTimeoutError as exc:
-                raise CloudTimeoutError("not all results were there in time", jid=exc.jid) from None
-            # Whoever has the value is the only one to have it.
-            yield found.pop()
-    finally:
-        results.withdraw()
+    return results.values(None if timeout is None else time.monotonic() + timeout)
 
 
 def buffered(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner"]
 
-_AHEAD: Final = 1024
+_AHEAD: Final = 4096
 
 
 class Owner(Protocol):
@@ -33,7 +33,9 @@ class Owner(Protocol):
         """An iterable was read to its end."""
 
 
-class _Raised:
+class Raised:
+    """Stands for an exception among results."""
+
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException) -> None:
@@ -60,7 +62,7 @@ class _Iterator(ABC, Iterator[Any]):
             found = self._ready.popleft()
         except IndexError:
             return self.next()
-        if type(found) is _Raised:
+        if type(found) is Raised:
             raise found.error
         return found
 
@@ -83,7 +85,7 @@ class _Iterator(ABC, Iterator[Any]):
             except IndexError:
                 self._look(deadline)
             else:
-                if type(found) is _Raised:
+                if type(found) is Raised:
                     raise found.error
                 return found
 
@@ -106,7 +108,7 @@ class _Iterator(ABC, Iterator[Any]):
         values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
         if failures:
             failed = {id(each) for each in failures}
-            values = [_Raised(self._raised(each)) if id(each) in failed else each for each in values]
+            values = [Raised(self._raised(each)) if id(each) in failed else each for each in values]
         self._ready.extend(values)
 
     def _raised(self, failure: CloudException) -> BaseException:
@@ -216,7 +218,7 @@ class IMapIterator(_Iterator):
 
     def __init__(self, pool: Owner) -> None:
         super().__init__(pool)
-        self._parts: deque[tuple[Backend, range] | _Raised] = deque()
+        self._parts: deque[tuple[Backend, range] | Raised] = deque()
         self._at = 0
 
     def add(self, backend: Backend, jids: range) -> None:
@@ -226,11 +228,11 @@ class IMapIterator(_Iterator):
 
     def add_error(self, error: BaseException) -> None:
         with self._changed:
-            self._parts.append(_Raised(error))
+            self._parts.append(Raised(error))
             self._changed.notify()
 
     def _submitted(self) -> list[tuple[Backend, range]]:
-        return [part for part in list(self._parts) if not isinstance(part, _Raised)]
+        return [part for part in list(self._parts) if not isinstance(part, Raised)]
 
     def _fetch(self, deadline: float | None) -> None:
         with self._changed:
@@ -239,7 +241,7 @@ class IMapIterator(_Iterator):
                     self._stop()
                 self._wait_for_change(deadline)
             part = self._parts[0]
-        if isinstance(part, _Raised):
+        if isinstance(part, Raised):
             self._ready.append(part)
             self._parts.popleft()
             return
@@ -283,7 +285,7 @@ class IMapUnorderedIterator(_Iterator):
             self._changed.notify()
 
     def add_error(self, error: BaseException) -> None:
-        self._ready.append(_Raised(error))
+        self._ready.append(Raised(error))
         self._wake()
 
     def end(self, error: BaseException | None = None) -> None:

@@ -330,7 +330,7 @@ def test_what_runs_is_told(one: House, gate: Gate) -> None:
     where = one.engine.store.locate(jid)
     with one.engine.lock:
         assert one.executor.busy
-        assert one.executor.running() == [where]
+        assert one.executor.running() == [(*where, where[1] + 1)]
         assert where in one.executor.held()
     assert [one.status(jid), one.status(queued)] == [PROCESSING, QUEUED]
     gate.open()

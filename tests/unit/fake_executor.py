@@ -301,9 +301,9 @@ class FakeExecutor(Executor):
             if not self.closed:
                 self._refill()
 
-    def running(self) -> list[tuple[Batch, int]]:
+    def running(self) -> list[tuple[Batch, int, int]]:
         return [
-            (batch, index)
+            (batch, index, index + 1)
             for worker in self.workers.values()
             for position, batch, index in worker.items()
             if position == worker.current
@@ -768,8 +768,8 @@ class ByHand(Executor):
     def interrupt(self) -> None:
         pass
 
-    def running(self) -> list[tuple[Batch, int]]:
-        return list(self.began)
+    def running(self) -> list[tuple[Batch, int, int]]:
+        return [(batch, index, index + 1) for batch, index in self.began]
 
     def held(self) -> list[tuple[Batch, int]]:
         return list(self.held_items)

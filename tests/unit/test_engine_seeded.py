@@ -521,7 +521,8 @@ class Scenario:
 
     def look_at(self, jids: Any) -> None:
         codes = self.engine.statuses(jids)
-        running = {(id(batch), index) for batch, index in self.executor.running()}
+        runs = self.executor.running()
+        running = {(id(batch), index) for batch, start, stop in runs for index in range(start, stop)}
         expected = [
             PROCESSING if code == QUEUED and (id(batch), start + at) in running else code
             for batch, start, stop in self.store.runs(jids)

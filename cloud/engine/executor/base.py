@@ -135,8 +135,8 @@ class Executor(ABC):
         """Make a ``poll`` that blocks in another thread return soon. Callable from any thread."""
 
     @abstractmethod
-    def running(self) -> list[tuple[Batch, int]]:
-        """The items that have begun and are not reported."""
+    def running(self) -> list[tuple[Batch, int, int]]:
+        """(batch, start, stop) of the items that have begun and are not reported."""
 
     @abstractmethod
     def kill(self, batch: Batch, index: int) -> bool:

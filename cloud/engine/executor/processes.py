@@ -116,6 +116,7 @@ class ProcessExecutor(Executor):
         os.set_blocking(self._wake, False)
         self._poll.register(self._woken, select.POLLIN)
         self._polling = False
+        self._stole_at = 0.0
         self._looked_at_output = 0.0
         self._watch_output_s = _WATCH_OUTPUT_S
         self._closed = False
@@ -137,13 +138,16 @@ class ProcessExecutor(Executor):
     # --- giving work --------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
+        self._give_idle(AHEAD_S)
+
+    def _give_idle(self, room_s: float) -> None:
         while self._used < self._n_slots and not self._closed:
             if not self._source.has_queued:
                 return
             worker = self._idle.pop() if self._idle else self._new_worker()
             if worker is None:
                 return
-            tasks = self._source.claim(self._n_slots - self._used, AHEAD_S, idle=True)
+            tasks = self._source.claim(self._n_slots - self._used, room_s, idle=True)
             if not tasks:
                 self._idle.append(worker)
                 return
@@ -180,10 +184,15 @@ class ProcessExecutor(Executor):
 
     def _steal(self) -> None:
         """Let idle workers have what busy ones were sent ahead and have not begun."""
+        now = time.monotonic()
+        if now - self._stole_at < _STEAL_S:
+            return  # what was stolen must not be stolen back before any of it is done
         rich = [worker for worker in self._workers.values() if worker.left_s > _STEAL_S and worker.takes_work]
         if rich:
+            self._stole_at = now
+            share_s = sum(worker.left_s for worker in rich) / (len(rich) + len(self._idle))
             self._take_back(rich)
-            self.wake()
+            self._give_idle(min(share_s, AHEAD_S))
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -538,7 +547,7 @@ class ProcessExecutor(Executor):
 
     # --- asking and ending --------------------------------------------------------------------------------------------
 
-    def running(self) -> list[tuple[Batch, int]]:
+    def running(self) -> list[tuple[Batch, int, int]]:
         return [begun for worker in self._workers.values() for begun in worker.begun()]
 
     def held(self) -> list[tuple[Batch, int]]:

@@ -348,11 +348,11 @@ class SimulatedExecutor(Executor):
 
     # --- asking and ending --------------------------------------------------------------------------------------------
 
-    def running(self) -> list[tuple[Batch, int]]:
-        return [(job.batch, job.index) for job in self._jobs]
+    def running(self) -> list[tuple[Batch, int, int]]:
+        return [(job.batch, job.index, job.index + 1) for job in self._jobs]
 
     def held(self) -> list[tuple[Batch, int]]:
-        return self.running()
+        return [(job.batch, job.index) for job in self._jobs]
 
     def kill(self, batch: Batch, index: int) -> bool:
         for job in self._jobs:

@@ -312,8 +312,8 @@ class WorkerHandle:
                 return current, task.batch, task.start + current - task.position
         return None
 
-    def begun(self) -> Iterator[tuple[Batch, int]]:
-        """The items it has begun and not reported: the one that runs, and small ones whose outcomes it still holds."""
+    def begun(self) -> Iterator[tuple[Batch, int, int]]:
+        """(batch, start, stop) of what it has begun and not reported: what runs, and outcomes that it still holds."""
         current = self.slots[ch.CURRENT]
         if current == ch.NO_LIMIT:
             return
@@ -321,8 +321,7 @@ class WorkerHandle:
         for task in self.tasks:
             if task.position > last:
                 return
-            for index in range(task.start, min(task.stop, task.start + last - task.position + 1)):
-                yield task.batch, index
+            yield task.batch, task.start, min(task.stop, task.start + last - task.position + 1)
 
     def output(self) -> tuple[bytes, bytes]:
         """What the running job has printed so far: the last part of each stream."""

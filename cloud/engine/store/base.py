@@ -202,6 +202,11 @@ class Batch:
             return start, near
         return None
 
+    @property
+    def n_free(self) -> int:
+        """Items of a map that are not given to a worker, finished ones among them perhaps."""
+        return sum(stop - start for start, stop in self.free or ())
+
     def take_free(self, stop: int) -> None:
         """Note that the first run's items before ``stop`` were given out."""
         if self.free is None:
