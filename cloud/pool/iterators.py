@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloud.client.cloud import Cloud
     from cloud.pool.feeding import Feed
 
-__all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner"]
+__all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner", "Raised"]
 
 _AHEAD: Final = 4096
 
