@@ -67,6 +67,7 @@ KEEP_FUNCTION: Final = 2  #: load the function once and keep it
 DELIVER: Final = 4  #: send each outcome before beginning the next item
 EXTRAS: Final = 8  #: a u32 length and a pickled dict (environment variables) precede the arguments
 FAST_PICKLE: Final = 16  #: results by plain pickle only
+PROMPT: Final = 32  #: send the outcome of an item that is not small before beginning the next
 
 # Kinds of chunks.
 ATOMS_CHUNK: Final = 1  #: one pickle of a list of single arguments
@@ -95,8 +96,8 @@ def run_flags(options: JobOptions, *, reusable: bool) -> int:
     flags = KEEP_FUNCTION if reusable else 0
     if options.profile:
         flags |= PROFILE_FLAG
-    if not options.restartable and not options.reports_late:
-        flags |= DELIVER
+    if not options.restartable:
+        flags |= PROMPT if options.reports_late else DELIVER
     if options.env_vars:
         flags |= EXTRAS
     if options.fast_serialization == 2:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from cloud.engine import channel as ch
@@ -203,6 +203,7 @@ class Worker:
         self._run(load, position, flags)
 
     def _run(self, load: Callable[[], Any], position: int, flags: int) -> None:
+        began = time.monotonic()
         call = Call(
             load, self.namespace, profile=bool(flags & ch.PROFILE_FLAG), fast_pickle=bool(flags & ch.FAST_PICKLE)
         )
@@ -210,7 +211,8 @@ class Worker:
         self._hold(position, 1, outcome)
         self._tidy()
         now = time.monotonic()
-        if flags & ch.DELIVER or now - self._flushed_at > _FLUSH_S:
+        prompt = flags & ch.PROMPT and now - began > _SMALL_S
+        if flags & ch.DELIVER or prompt or now - self._flushed_at > _FLUSH_S:
             self._flush()
 
     def _function(self, token: int, context: int, extras: dict[str, str], *, keep: bool) -> Callable[..., Any]:
@@ -251,7 +253,8 @@ class Worker:
         except BaseException:  # noqa: BLE001 - each item reports it as its own
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
-        self._many(function, kind == ch.TUPLES_CHUNK, items, position, jid, first, n)
+        part = items[first : first + n] if first or n < len(items) else items
+        self._many(function, part, position, spread=kind == ch.TUPLES_CHUNK, prompt=bool(flags & ch.PROMPT))
 
     def _one_by_one(
         self,
@@ -285,7 +288,7 @@ class Worker:
             self._run(load, position + index, flags)
 
     def _many(
-        self, function: Callable[..., Any], spread: bool, items: list[Any], position: int, jid: int, first: int, n: int
+        self, function: Callable[..., Any], items: Sequence[Any], position: int, *, spread: bool, prompt: bool
     ) -> None:
         """Run small items with as little as possible between them; one that is not small gets a record of its own."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
@@ -294,7 +297,7 @@ class Worker:
         last = self._items.begin(position)
         flush_at = last + _FLUSH_S
         here = position
-        for item in items[first : first + n] if first or n < len(items) else items:
+        for item in items:
             slots[current] = here
             if here >= slots[limit]:
                 break
@@ -311,7 +314,7 @@ class Worker:
                         keep(value)
                         last = now if small else clock()
                         here += 1
-                        if now > flush_at:
+                        if now > flush_at or (prompt and not small):
                             self._pack_items(now)
                             self._flush()
                             last = self._items.begin(here)
@@ -330,7 +333,7 @@ class Worker:
             del ended
             self._hold(here, 1, outcome)
             self._tidy()
-            if now > flush_at:
+            if prompt or now > flush_at:
                 self._flush()
                 flush_at = now + _FLUSH_S
             here += 1
