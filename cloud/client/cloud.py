@@ -141,7 +141,7 @@ class Cloud:
         else:
             options = _DEFAULT
         check_call(func, args, kwargs)
-        function = self._pickled(func)
+        function = self._pickled(func, backend)
         arguments = pickle_call(
             args, kwargs, backend.namespace, plain=options.fast_serialization == 2, limit=self._limit
         )
@@ -195,7 +195,7 @@ class Cloud:
                 f"Cannot pass keyword arguments into {self._name}.{verb}: {', '.join(sorted(kwargs))}; "
                 "bind them with a closure or functools.partial"
             )
-        function = self._pickled(func)
+        function = self._pickled(func, backend)
         report = None if backend.datalog is None else backend.datalog.mapping(backend, function, func)
         writer = backend.open_map(function, options)
         try:
@@ -225,7 +225,7 @@ class Cloud:
     ) -> int:
         """As ``call``, for faces that keep options apart: every keyword argument is the function's own."""
         backend = self._backend or self._open()
-        function = self._pickled(func)
+        function = self._pickled(func, backend)
         return backend.submit(
             function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options
         )
@@ -233,12 +233,11 @@ class Cloud:
     def open_map(self, func: Callable[..., Any], options: JobOptions) -> MapWriter:
         """Begin a map, for faces that cut its items into chunks themselves."""
         backend = self._backend or self._open()
-        return backend.open_map(self._pickled(func), options)
+        return backend.open_map(self._pickled(func, backend), options)
 
-    def _pickled(self, func: Callable[..., Any]) -> Function:
-        namespace = self.backend.namespace
+    def _pickled(self, func: Callable[..., Any], backend: Backend) -> Function:
         try:
-            function = self._functions.get(func, namespace)
+            function = self._functions.get(func, backend.namespace)
         except Exception as exc:
             raise cannot_pickle("the function", func, exc) from exc
         if self._limit and size_of(function.payload) > self._limit:

@@ -483,12 +483,19 @@ class Engine(Source):
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
         """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones too."""
         self._check_open()
+
+        def tell(batch: Batch, low: int, n: int) -> None:
+            notify(batch.jid0 + low, n, batch.states[low])
+
         with self._changing:
             for batch, start, stop in self.store.runs(jids):
+                if stop - start == 1 and batch.states[start] < DONE:
+                    self._watch(batch, start, stop, tell)
+                    continue
                 for low, n in runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
-                    notify(batch.jid0 + low, n, batch.states[low])
+                    tell(batch, low, n)
                 if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
-                    self._watch(batch, start, stop, lambda b, low, n: notify(b.jid0 + low, n, b.states[low]))
+                    self._watch(batch, start, stop, tell)
             self.waiting.need_helper()
 
     # --- asking -------------------------------------------------------------------------------------------------------
