@@ -180,7 +180,7 @@ def test_those_after_it_wait_for_the_last_attempt(api: ModuleType, tmp_path: Pat
 
 def test_a_killed_job_is_not_tried_again(api: ModuleType, gate: Gate) -> None:
     jid = api.call(gate.hold, _retries=3, _retry_delay=0)
-    limited = api.call(gate.hold, _retries=3, _retry_delay=0, _max_runtime=0.05 / 60)
+    limited = api.call(gate.hold, _retries=3, _retry_delay=0, _max_runtime=0.5 / 60)
     gate.await_begun(2)
     api.kill(jid)
     api.join(limited, ignore_errors=True, timeout=10)
