@@ -59,9 +59,7 @@ class Queue:
                 batch = queue[0]
                 run = batch.next_free()
                 if run is None:
-                    queue.popleft()
-                    batch.queued = False
-                    self._n -= 1
+                    self._drop_first(queue)
                     continue
                 options, mean_s = batch.options, batch.function.mean_s
                 if options.cores > free_slots:
@@ -74,10 +72,14 @@ class Queue:
                         stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
                         tasks.append(Task(batch, start, stop))
                         batch.take_free(stop)
+                        if not batch.is_map:
+                            self._drop_first(queue)
                     return tasks
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
-                if batch.arguments is None:
+                if batch.arguments is not None:
+                    self._drop_first(queue)
+                else:
                     if batch is not shared:
                         shared, share = batch, self._share(batch, mean_s)
                     room = max(1, int((room_s - spent_s) / mean_s))
@@ -89,6 +91,10 @@ class Queue:
                 if not share:
                     return tasks  # the rest is for others
         return tasks
+
+    def _drop_first(self, queue: deque[Batch]) -> None:
+        queue.popleft().queued = False
+        self._n -= 1
 
     def _share(self, batch: Batch, mean_s: float) -> int:
         """How many items of a map one worker is given at most: all of a short one, less towards the end of others."""
