@@ -285,6 +285,7 @@ def _nest(witness: str, depth: int) -> None:
 
 
 def test_no_slot_is_lost_by_kills(start: Opener, witness: Path) -> None:
+    others = psutil.Process().children()
     cloud = start(2)
     for turn in range(25):
         jids = [cloud.call(jobs.sleep_noted, str(witness)), *cloud.map(abs, range(20))]
@@ -294,4 +295,4 @@ def test_no_slot_is_lost_by_kills(start: Opener, witness: Path) -> None:
         witness.unlink(missing_ok=True)
     meeting = witness.with_name("meeting")
     assert len(set(cloud.result(cloud.map(jobs.meet, [str(meeting)] * 2, [2] * 2), timeout=20))) == 2
-    assert len(psutil.Process().children()) == 1  # the template
+    assert len(set(psutil.Process().children()) - set(others)) == 1  # the template

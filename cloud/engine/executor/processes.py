@@ -187,7 +187,14 @@ class ProcessExecutor(Executor):
         now = time.monotonic()
         if now - self._stole_at < _STEAL_S:
             return  # what was stolen must not be stolen back before any of it is done
-        rich = [worker for worker in self._workers.values() if worker.left_s > _STEAL_S and worker.takes_work]
+        rich = [
+            worker
+            for worker in self._workers.values()
+            if worker.tasks
+            and worker.takes_work
+            # One that has not started in good time perhaps never will.
+            and (worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S)
+        ]
         if rich:
             self._stole_at = now
             share_s = sum(worker.left_s for worker in rich) / (len(rich) + len(self._idle))

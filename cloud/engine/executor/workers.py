@@ -288,11 +288,16 @@ class WorkerHandle:
                 yield task.position + index - task.start, task.batch, index
 
     @property
+    def has_begun(self) -> bool:
+        """True once it runs, or ran, something: it has started."""
+        return bool(self.slots[ch.CURRENT] != ch.NO_LIMIT)
+
+    @property
     def left_s(self) -> float:
         """Estimated runtime of what it has not begun, as far as that can be told from here."""
         current = self.slots[ch.CURRENT]
         if not self.tasks or current == ch.NO_LIMIT:
-            return 0.0
+            return self.load_s
         mean_s = self.tasks[-1].batch.function.mean_s
         return float((self.position - 1 - current) * mean_s)
 
