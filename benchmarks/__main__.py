@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -97,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(given: argparse.Namespace) -> tuple[Results | None, Results | None]:
+    # `timeout` and the like end it as Ctrl-C does: an hour's figures must not be lost.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     repeats = given.repeats or 3
     about = about_this_run(full=given.full, repeats=repeats)
     most_s = float("inf") if given.full or given.repeats or given.only or given.systems else _SHORT_S
@@ -104,7 +107,10 @@ def _measure(given: argparse.Namespace) -> tuple[Results | None, Results | None]
     def run(codes: Iterable[str], systems: Iterable[type[System]]) -> Results:
         results = Results(about=about)
         workloads = [WORKLOADS[code] for code in codes]
-        measure_all(workloads, systems, results, full=given.full, repeats=repeats, most_s=most_s, tell=_Progress())
+        try:
+            measure_all(workloads, systems, results, full=given.full, repeats=repeats, most_s=most_s, tell=_Progress())
+        except KeyboardInterrupt:
+            print("\nInterrupted: these are the figures so far.", file=sys.stderr)
         return results
 
     results = promises = None
