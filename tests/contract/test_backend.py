@@ -353,7 +353,7 @@ def test_22_a_closed_backend_refuses_everything(api: ModuleType, backend: Backen
     done, running = api.call(sample.square, 3), api.call(gate.hold)
     gate.await_begun(1)
     wait_all(backend, [done])
-    function = api.call.__self__._pickled(sample.nothing)
+    function = api.call.__self__._pickled(sample.nothing, backend)
     writer = backend.open_map(function, DEFAULT_OPTIONS)
     backend.close()
     backend.close()

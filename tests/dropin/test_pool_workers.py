@@ -46,6 +46,9 @@ def test_an_initializer_runs_once_in_each_worker(tmp_path: Path) -> None:
         states = pool.map(fn.remembered, range(20))
         assert [state for _, state in states] == [[1, "two"]] * 20
         assert {pid for pid, _ in states} <= {int(line.split()[1]) for line in lines_of(witness)}
+        # The map may be over before the second worker has started.
+        until(lambda: len(lines_of(witness)) == 2, "both have begun")
+        assert pool.map(fn.remembered, range(20))
         assert len(lines_of(witness)) == 2
     pool.join()
 
