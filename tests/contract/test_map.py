@@ -201,6 +201,7 @@ def test_an_item_that_takes_long_delays_no_other(api: ModuleType, two_slots: Non
     jids = api.map(partial(jobs.hold_at, gate, place), range(2000))
     others = [jid for jid in jids if jid != jids[place]]
     assert api.result(others, timeout=20) == [i for i in range(2000) if i != place]
+    gate.await_begun()
     assert api.status(jids[place]) == "processing"
     gate.open()
     assert api.result(jids) == list(range(2000))
