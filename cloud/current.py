@@ -77,7 +77,7 @@ class _Process:
     def _open_current(self) -> Backend:
         from cloud.backends import open_backend
 
-        worker = _worker()
+        worker = this_worker()
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         if self.uses_simulator():
@@ -95,7 +95,7 @@ class _Process:
     def _open_mp(self) -> Backend:
         from cloud.backends import open_backend
 
-        worker = _worker()
+        worker = this_worker()
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         return open_backend("mp", self.settings, jids=self.jids())
@@ -126,7 +126,7 @@ class _Process:
             each.drop(backend)
 
     def is_simulated(self) -> bool:
-        return self.uses_simulator() or self.credentials() is None or _worker() is not None
+        return self.uses_simulator() or self.credentials() is None or this_worker() is not None
 
     # --- switching ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,8 @@ def _no_limit() -> int:
     return 0
 
 
-def _worker() -> Any:
+def this_worker() -> Any:
+    """The worker this process is; None in any other process."""
     # Looked up, not imported: only a process that is a worker has this module.
     main = sys.modules.get("cloud.engine.worker.main")
     return None if main is None else main.current_worker()

@@ -6,13 +6,15 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from tests.backends import BACKENDS, OPENERS, close_all, forget_settings
+from tests.integration.support import Program
 from tests.leaks import MARK, Leaks
 from tests.scripts import ScriptRunner
 
@@ -89,3 +91,23 @@ def api(backend_name: str, closed_after: None) -> ModuleType:
 def run_script(home: Path, tmp_path: Path) -> ScriptRunner:
     """Run a user's program in a fresh interpreter; see `ScriptRunner.__call__`."""
     return ScriptRunner(tmp_path / "program")
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Path:
+    """A file that jobs append lines to, to prove what ran."""
+    return tmp_path / "witness"
+
+
+@pytest.fixture
+def program(home: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start user programs; those still running at the end of the test are killed."""
+    started: list[Program] = []
+
+    def program(source: str, **options: Any) -> Program:
+        started.append(Program(tmp_path / f"program{len(started)}", source, **options))
+        return started[-1]
+
+    yield program
+    for each in started:
+        each.__exit__(None, None, None)

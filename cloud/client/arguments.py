@@ -24,7 +24,6 @@ _SEPARATE_BYTES: Final = 1 << 16
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
 _VARARGS: Final = 4
-_VARKEYWORDS: Final = 8
 
 
 def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

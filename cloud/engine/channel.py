@@ -110,22 +110,6 @@ def frame(kind: int, *parts: bytes) -> bytes:
     return b"".join((FRAME.pack(sum(map(len, parts)), kind), *parts))
 
 
-def split_frames(buffer: bytearray) -> list[tuple[int, bytes]]:
-    """Take all whole frames off the front of ``buffer``; the rest stays."""
-    frames: list[tuple[int, bytes]] = []
-    offset, end = 0, len(buffer)
-    while end - offset >= FRAME.size:
-        length, kind = FRAME.unpack_from(buffer, offset)
-        stop = offset + FRAME.size + length
-        if stop > end:
-            break
-        frames.append((kind, bytes(memoryview(buffer)[offset + FRAME.size : stop])))
-        offset = stop
-    if offset:
-        del buffer[:offset]
-    return frames
-
-
 def pack_message(kind: int, number: int, content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:
     """A REQUEST or REPLY frame: JSON, and raw bytes beside it."""
     import json

@@ -18,7 +18,7 @@ __all__ = ["EngineWatch", "JobWatch", "Watch", "in_job"]
 
 def in_job() -> bool:
     """True in a worker process of this package: ``cloud.call`` reaches the engine that runs this job."""
-    return current._worker() is not None
+    return current.this_worker() is not None
 
 
 class Watch(ABC):

@@ -19,7 +19,6 @@ from tests.docs.pages import program
 from tests.scripts import REPO, ScriptRunner
 
 PAGES = sorted([*(REPO / "docs").rglob("*.md"), *REPO.glob("README.md")])
-EXAMPLES = sorted((REPO / "docs" / "examples").glob("*.py"))
 TIMEOUT_S = 100
 
 
@@ -45,8 +44,3 @@ def run_page(page: Path, run_script: ScriptRunner) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_page(page: Path, run_script: ScriptRunner) -> None:
     run_page(page, run_script)
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=relative)
-def test_example(example: Path, run_script: ScriptRunner) -> None:
-    run_script(example.read_text(encoding="utf-8"), name=example.stem, timeout=TIMEOUT_S)

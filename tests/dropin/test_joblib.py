@@ -36,20 +36,6 @@ def backend(home: Path) -> Iterator[None]:
     cloud.joblib.shutdown()
 
 
-@pytest.fixture
-def program(home: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start user programs; those still running at the end of the test are killed."""
-    started: list[Program] = []
-
-    def program(source: str, **options: Any) -> Program:
-        started.append(Program(tmp_path / f"program{len(started)}", source, **options))
-        return started[-1]
-
-    yield program
-    for each in started:
-        each.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"batch_size": 7}, {"pre_dispatch": "all"}, {"pre_dispatch": 1}, {"n_jobs": 3}, {"n_jobs": -1}, {"n_jobs": 1}],

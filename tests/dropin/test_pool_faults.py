@@ -44,25 +44,6 @@ def any_pool(request: pytest.FixtureRequest, home: Path) -> Iterator[Pool]:
     pool.join()
 
 
-@pytest.fixture
-def witness(tmp_path: Path) -> Path:
-    return tmp_path / "witness"
-
-
-@pytest.fixture
-def program(home: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Start user programs; those still running at the end of the test are killed."""
-    started: list[Program] = []
-
-    def program(source: str, **options: Any) -> Program:
-        started.append(Program(tmp_path / f"program{len(started)}", source, **options))
-        return started[-1]
-
-    yield program
-    for each in started:
-        each.__exit__(None, None, None)
-
-
 def pid_of_task(witness: Path) -> int:
     return int(until(lambda: [line for line in lines_of(witness) if line.startswith("pid")])[-1].split()[1])
 

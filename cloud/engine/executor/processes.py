@@ -414,7 +414,7 @@ class ProcessExecutor(Executor):
             for worker in list(self._workers.values()):
                 _kill_orphan(worker.pid)
                 # If it ended by itself it cannot start workers here, and the next one could not either.
-                self._bury(worker, status if worker.slots[ch.CURRENT] == ch.NO_LIMIT else _SIGKILL)
+                self._bury(worker, _SIGKILL if worker.has_begun else status)
 
     def _bury(self, worker: WorkerHandle, status: int) -> None:
         while worker.fd in self._by_fd:
@@ -430,7 +430,7 @@ class ProcessExecutor(Executor):
             self._idle.remove(worker)
         self._vacate(worker)
         current = worker.slots[ch.CURRENT]
-        never_ran = current == ch.NO_LIMIT
+        never_ran = not worker.has_begun
         reason, exitcode, own_fault = describe_death(status, worker.pid, cut_off=worker.cut_off)
         if never_ran and worker.tasks:
             self._failed_starts += 1
@@ -485,7 +485,7 @@ class ProcessExecutor(Executor):
                 current = worker.slots[ch.CURRENT]
                 if current != worker.seen_current:
                     worker.seen_current, worker.seen_at = current, now
-                elif now - worker.seen_at >= _STALL_S and worker.pid and current != ch.NO_LIMIT:
+                elif now - worker.seen_at >= _STALL_S and worker.pid and worker.has_begun:
                     worker.seen_at = now + 0.1
                     self._signal(worker, _POKE)
                     self._take_back([worker])
@@ -590,7 +590,7 @@ class ProcessExecutor(Executor):
 
         def begin() -> None:
             # The start of the worker is not the job's time.
-            begun = worker.slots[ch.CURRENT] != ch.NO_LIMIT
+            begun = worker.has_begun
             if begun or still_there():
                 self._source.call_later(limit_s if begun else _STALL_S, out_of_time if begun else begin)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 
-from cloud.engine.worker.surroundings import raw_environ, snapshot
+from cloud.engine.worker.surroundings import current_directory, raw_environ, snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,15 +185,8 @@ def _put(surroundings: tuple[Any, ...]) -> None:
         for name, value in environ.items():
             if now.get(name) != value:
                 _set_variable(os.environ, os.fsdecode(name), os.fsdecode(value))
-    if cwd and cwd != _cwd():
+    if cwd and cwd != current_directory():
         _chdir(cwd)
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
 
 
 def _forked() -> None:

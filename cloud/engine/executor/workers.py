@@ -295,11 +295,10 @@ class WorkerHandle:
     @property
     def left_s(self) -> float:
         """Estimated runtime of what it has not begun, as far as that can be told from here."""
-        current = self.slots[ch.CURRENT]
-        if not self.tasks or current == ch.NO_LIMIT:
+        if not self.tasks or not self.has_begun:
             return self.load_s
-        mean_s = self.tasks[-1].batch.function.mean_s
-        return float((self.position - 1 - current) * mean_s)
+        n_left = self.position - 1 - self.slots[ch.CURRENT]
+        return float(n_left * self.tasks[-1].batch.function.mean_s)
 
     @property
     def n_items_over_one(self) -> bool:

@@ -290,7 +290,7 @@ class Worker:
     def _many(
         self, function: Callable[..., Any], items: Sequence[Any], position: int, *, spread: bool, prompt: bool
     ) -> None:
-        """Run small items with as little as possible between them; one that is not small gets a record of its own."""
+        """Run items with as little as possible between them; those whose values are immutable share a record."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
         keep = self._items.values.append

@@ -22,13 +22,13 @@ def snapshot() -> tuple[Any, ...]:
     Returns:
         (sys.path, current directory or "" if it was removed, environment as bytes, root logging level or None).
     """
-    return sys.path[:], _cwd(), dict(raw_environ()), _log_level()
+    return sys.path[:], current_directory(), dict(raw_environ()), _log_level()
 
 
 def unchanged_since(before: tuple[Any, ...]) -> bool:
     """True when ``snapshot()`` would equal an earlier one; made to be asked for every submission."""
     path, cwd, environ, level = before
-    return bool(sys.path == path and raw_environ() == environ and _cwd() == cwd and _log_level() == level)
+    return bool(sys.path == path and raw_environ() == environ and current_directory() == cwd and _log_level() == level)
 
 
 def raw_environ() -> Any:
@@ -37,7 +37,8 @@ def raw_environ() -> Any:
     return getattr(os.environ, "_data", None) or dict(os.environb)
 
 
-def _cwd() -> str:
+def current_directory() -> str:
+    """The current directory; "" if it was removed."""
     try:
         return os.getcwd()
     except OSError:
@@ -148,7 +149,7 @@ class Surroundings:
         self._kept_environ = {name: now.get(name) for name in {*before, *now} if before.get(name) != now.get(name)}
         new = [each for each in sys.path if each not in self.path]
         self._kept_path = new, bool(new) and sys.path[0] in new
-        cwd = _cwd()
+        cwd = current_directory()
         self._kept_cwd = cwd if cwd != self._cwd else ""
         self.path, self._environ, self._cwd = sys.path[:], now, cwd
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
