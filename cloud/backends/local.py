@@ -10,7 +10,7 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
-from cloud.jobs import Jids, JobOptions
+from cloud.jobs import Environment, Jids, JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 
@@ -109,17 +109,21 @@ class LocalBackend(Backend):
         options: JobOptions,
         context: bytes | None = None,
         depth: int = 0,
+        environment: Environment | None = None,
     ) -> int:
         where = self._contexts.current() if context is None else self._contexts.intern(context)
-        return self.engine.submit(function, where, arguments, options, depth or self.engine.executor.depth_here())
+        depth = depth or self.engine.executor.depth_here()
+        return self.engine.submit(function, where, arguments, options, depth, environment)
 
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
         depth = self.engine.executor.depth_here()
         return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.current(), options, depth))
 
-    def open_map_as(self, function: Function, context: bytes, options: JobOptions, depth: int) -> MapWriter:
-        """A map with the surroundings of another process: of the job that submits it."""
-        return _EngineMap(self.engine, self.engine.open_map(function, self._contexts.intern(context), options, depth))
+    def open_batch(
+        self, function: Function, context: bytes, options: JobOptions, depth: int, environment: Environment | None
+    ) -> Batch:
+        """Begin a map with the surroundings of another process: of the job or client that submits it."""
+        return self.engine.open_map(function, self._contexts.intern(context), options, depth, environment)
 
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)

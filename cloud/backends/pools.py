@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cloud.backends.local import LocalBackend
-from cloud.backends.nested import NestedRequests
+from cloud.backends.requests import Requests
 from cloud.backends.processes import PRELOAD
 from cloud.configuration import Settings
 from cloud.engine.clock import RealClock
@@ -82,7 +82,7 @@ def open_pool(
     )
     engine = Engine(MemoryStore(jids), workers, RealClock(), max_nesting=settings.max_nesting)
     backend = PoolBackend(engine, workers, namespace)
-    engine.serve_requests(NestedRequests(backend))
+    engine.serve_requests(Requests(backend))
     if initializer is not None:
         with engine.lock:
             workers.start(backend.surroundings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloud.backends.local import LocalBackend
-from cloud.backends.nested import NestedRequests
+from cloud.backends.requests import Requests
 from cloud.configuration import Settings, usable_cores
 from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
@@ -32,5 +32,5 @@ def open_processes(settings: Settings, *, jids: JidSource) -> LocalBackend:
         max_kept=settings.mp_cache_size_limit,
     )
     backend = LocalBackend("mp", engine, "multiprocessing")
-    engine.serve_requests(NestedRequests(backend))
+    engine.serve_requests(Requests(backend))
     return backend

@@ -25,7 +25,7 @@ from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
-from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches
+from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
 from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
@@ -41,6 +41,7 @@ from cloud.jobs import (
     STDERR,
     STDOUT,
     WAITING,
+    Environment,
     Jids,
     JobOptions,
     Outcome,
@@ -58,6 +59,10 @@ _MAX_LOSSES: Final = 3
 _MAX_RETRY_DELAY_S: Final = 60.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
+_LOST_WITH_SERVER: Final = (
+    b"The job's worker was lost: the server stopped while it ran, and it is not to be run twice (_restartable=False)."
+)
+_FINAL: Final = (DONE, ERROR, KILLED, STALLED)
 _WAITING_BYTE: Final = bytes((WAITING,))
 _QUEUED_BYTE: Final = bytes((QUEUED,))
 _POLL_EVERY: Final = 64
@@ -94,10 +99,13 @@ class Engine(Source):
         self._n_watching_failures = 0
         self._n_submits = 0
         self._chunk_tokens = count(1)
+        #: Maps of an earlier process that were not sealed, by the name their store gave them.
+        self.open_maps: dict[int, Batch] = {}
         self._on_request: Callable[..., None] | None = None
         #: Called after the end, without the lock: who was to be told of jobs hears no more of them.
         self.when_closed: list[Callable[[], None]] = []
         self.closed = False
+        self._durable = store.durable
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
         self._changing = Changing(self.lock, self.waiting.handlers)
         executor.bind(self)
@@ -105,9 +113,15 @@ class Engine(Source):
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def submit(
-        self, function: Function, context: tuple[int, bytes], arguments: bytes, options: JobOptions, depth: int = 0
+        self,
+        function: Function,
+        context: tuple[int, bytes],
+        arguments: bytes,
+        options: JobOptions,
+        depth: int = 0,
+        environment: Environment | None = None,
     ) -> int:
-        """Take one call; returns its jid. Does not block.
+        """Take one call; returns its jid. Does not block. With a durable store it starts once it is on disk.
 
         Raises:
             JobNotFound: A dependency is unknown; nothing was submitted.
@@ -116,7 +130,7 @@ class Engine(Source):
         """
         with self._changing:
             self._check(options, depth)
-            batch = Batch(0, function, context, options, depth, self.clock.now(), arguments)
+            batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
             if options.depends_on:
                 self._attach(batch, self._dependencies(options))
                 if batch.n_waiting_on:
@@ -124,19 +138,30 @@ class Engine(Source):
             batch.jid0 = self.store.new_jids(1)
             self._unfinished += 1
             self.store.add(batch)
-            self._settle_new(batch)
+            if self._durable:
+                self._settle_when_safe(batch)
+            else:
+                self._settle_new(batch)
         self._n_submits += 1
         if self._n_submits % _POLL_EVERY == 0:
             self.waiting.poll_once()
         return batch.jid0
 
-    def open_map(self, function: Function, context: tuple[int, bytes], options: JobOptions, depth: int = 0) -> Batch:
+    def open_map(
+        self,
+        function: Function,
+        context: tuple[int, bytes],
+        options: JobOptions,
+        depth: int = 0,
+        environment: Environment | None = None,
+    ) -> Batch:
         """Begin a map; its items follow by ``extend``, and ``seal`` ends it. Errors as ``submit``."""
         with self._changing:
             self._check(options, depth)
-            batch = Batch(0, function, context, options, depth, self.clock.now(), None)
+            batch = Batch(0, function, context, options, depth, self.clock.now(), None, environment)
             if options.depends_on:
                 self._attach(batch, self._dependencies(options))
+            self.store.opened(batch)
             return batch
 
     def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
@@ -149,7 +174,11 @@ class Engine(Source):
             batch.put_free(start, start + n)
             batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
             self._unfinished += n
-            self._settle_new(batch)
+            if self._durable:
+                self.store.extended(batch, batch.chunks[-1])
+                self._settle_when_safe(batch)
+            else:
+                self._settle_new(batch)
         if len(batch.chunks) % _POLL_EVERY_CHUNKS == 0:
             self.waiting.poll_once()
 
@@ -218,6 +247,26 @@ class Engine(Source):
                 batch.states = batch.states.replace(_WAITING_BYTE, _QUEUED_BYTE)
             self._settle_new(batch)
 
+    def _settle_when_safe(self, batch: Batch) -> None:
+        """What is lost with the process must not have run: its submitter will submit it again."""
+
+        def settle(error: Exception | None) -> None:
+            with self._changing:
+                if error is not None:
+                    self._drop(batch)
+                elif not self.closed:
+                    self._settle_new(batch)
+
+        self.store.after(settle)
+
+    def _drop(self, batch: Batch) -> None:
+        """Take back a batch that could not be written: its submitter is told so."""
+        outcome = pack_outcome(KILLED, [(ERROR_TEXT, b"The server could not write it to disk")])
+        for start, n in runs_of(batch, (WAITING, QUEUED)):
+            self.finish(batch, start, n, outcome, may_retry=False)
+        if batch.jid0:
+            self.store.delete(batch, 0, batch.n)
+
     def _settle_new(self, batch: Batch) -> None:
         """Put a new batch, or new items of one, where its dependencies let it be."""
         if batch.n_waiting_on < 0:
@@ -243,6 +292,32 @@ class Engine(Source):
         finally:
             self._stalling.clear()
 
+    def recover(self) -> None:
+        """Take up the unfinished jobs of an earlier process; once, before anything else.
+
+        What had begun and must not run twice is an error; everything else is queued again.
+        """
+        with self._changing:
+            found = self.store.recovered()
+            for batch, begun in found:
+                self._unfinished += batch.n - batch.n_final
+                if not batch.sealed:
+                    self.open_maps[batch.key] = batch
+                lost = pack_outcome(ERROR, [(ERROR_TEXT, _LOST_WITH_SERVER)])
+                for start, stop in begun:
+                    for index in range(start, stop):
+                        self.finish(batch, index, 1, lost, may_retry=False)
+            for batch, _ in found:
+                if batch.options.depends_on:
+                    try:
+                        self._attach(batch, self._dependencies(batch.options))
+                    except CloudException:
+                        batch.n_waiting_on = -1  # a dependency was deleted meanwhile: nobody knows how it ended
+                    if batch.n_waiting_on:
+                        batch.states = batch.states.replace(_QUEUED_BYTE, _WAITING_BYTE)
+                if not batch.finished:
+                    self._settle_new(batch)
+
     # --- giving work out ----------------------------------------------------------------------------------------------
 
     @property
@@ -252,7 +327,14 @@ class Engine(Source):
 
     def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
         """Work for one worker; see ``Source.claim``."""
-        return [] if self._cancelling else self._queue.claim(free_slots, room_s, idle=idle)
+        if self._cancelling:
+            return []
+        tasks = self._queue.claim(free_slots, room_s, idle=idle)
+        if self._durable:
+            for task in tasks:
+                if not task.batch.options.restartable:
+                    self.store.began(task.batch, task.start, task.stop)
+        return tasks
 
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
@@ -286,6 +368,8 @@ class Engine(Source):
         batch.n_final += n
         self._unfinished -= n
         batch.add_segment(start, n, outcome)
+        if self._durable:
+            self.store.finished(batch, start, n, outcome)
         if status == DONE or status == ERROR:
             batch.function.took(_RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0], n)
         if status != DONE and self._n_watching_failures:
@@ -319,11 +403,16 @@ class Engine(Source):
         done = batch.attempt(index)
         if done > batch.options.retries:
             return False
-        batch.next_attempt(index)
+        self._next_attempt(batch, index)
         batch.states[index] = WAITING
         delay_s = min(batch.options.retry_delay_s * 2.0 ** (done - 1), _MAX_RETRY_DELAY_S)
         self.waiting.call_later(delay_s, lambda: self._requeue(batch, index))
         return True
+
+    def _next_attempt(self, batch: Batch, index: int) -> None:
+        batch.next_attempt(index)
+        if self._durable:
+            self.store.retried(batch, index)
 
     def _requeue(self, batch: Batch, index: int) -> None:
         if batch.states[index] == WAITING and not self.closed:
@@ -350,7 +439,7 @@ class Engine(Source):
         killed = self._killing.get((id(batch), index))
         again = batch.options.restartable and (had_ended or batch.attempt(index) < _MAX_LOSSES)
         if killed is None and not own_fault and again:
-            batch.next_attempt(index)
+            self._next_attempt(batch, index)
             self.give_back(batch, index, index + 1)
             return
         sections = [(ERROR_TEXT, reason.encode() if killed is None else killed)]
@@ -435,8 +524,26 @@ class Engine(Source):
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""
         return self.waiting.drive(done, None if timeout_s is None else self.clock.monotonic() + timeout_s)
 
-    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
+    def finals(self, jids: Jids) -> list[tuple[int, int, int]]:
+        """(first jid, n, status) of each run of these jobs that is final, in order."""
+        self._check_open()
+        with self.lock:
+            return [
+                (batch.jid0 + low, n, batch.states[low])
+                for batch, start, stop in self.store.runs(jids)
+                for low, n in runs_of(batch, _FINAL, start, stop)
+            ]
+
+    def when_final(
+        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False, first: bool = False
+    ) -> Callable[[], None]:
         """Call ``action()`` once, under the lock, when all jobs are final (or one has failed); at once if they are.
+
+        Args:
+            jids: Jobs; with ``first`` none of them final.
+            action: Called once.
+            stop_on_error: The first that fails will do.
+            first: The first that becomes final will do.
 
         Returns:
             A function that calls it off.
@@ -451,7 +558,7 @@ class Engine(Source):
             def finished(batch: Batch, start: int, n: int) -> None:
                 left[0] -= n
                 failed = stop_on_error and batch.states[start] != DONE
-                if not over[0] and (left[0] <= 0 or failed):
+                if not over[0] and (left[0] <= 0 or failed or first):
                     over[0] = True
                     action()
 
@@ -492,7 +599,7 @@ class Engine(Source):
                 if stop - start == 1 and batch.states[start] < DONE:
                     self._watch(batch, start, stop, tell)
                     continue
-                for low, n in runs_of(batch, (DONE, ERROR, KILLED, STALLED), start, stop):
+                for low, n in runs_of(batch, _FINAL, start, stop):
                     tell(batch, low, n)
                 if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
                     self._watch(batch, start, stop, tell)
@@ -522,12 +629,11 @@ class Engine(Source):
             found: list[tuple[int, int, int, bytes]] = []
             for batch, start, stop in self.store.runs(jids):
                 if batch.arguments is not None:
-                    segment = batch.segments[0]
-                    found.append((0, 1, 1, segment[2]))
+                    found.append((0, 1, 1, loaded(batch.segments[0][2])))
                     continue
                 for low, n, outcome in batch.segments_in(start, stop):
                     skip = max(0, start - low)
-                    found.append((skip, min(low + n, stop) - low - skip, n, outcome))
+                    found.append((skip, min(low + n, stop) - low - skip, n, loaded(outcome)))
             return found
 
     def describe(self, jid: int) -> dict[str, Any]:
@@ -546,7 +652,7 @@ class Engine(Source):
             }
             if batch.states[index] >= DONE:
                 start, n, raw = batch.segment_at(index)
-                facts["outcome"] = Outcome(raw)
+                facts["outcome"] = Outcome(loaded(raw))
                 facts["n_shared"], facts["index"] = n, index - start
             elif facts["status"] == PROCESSING:
                 facts["live"] = self.executor.live(batch, index)
@@ -561,9 +667,7 @@ class Engine(Source):
         with self.lock:
             found: list[int] = []
             running = by_batch(self.executor.running() if wanted is not None else ())
-            for batch in self.store.batches():
-                if label is not None and batch.options.label != label:
-                    continue
+            for batch in self.store.batches(label=label):
                 name = batch.function.name
                 if function is not None and name != function and not name.endswith(f".{function}"):
                     continue
@@ -590,7 +694,7 @@ class Engine(Source):
         self._check_open()
         with self._changing:
             if jids is None:
-                runs = [(batch, 0, batch.n) for batch in self.store.batches() if not batch.finished]
+                runs = [(batch, 0, batch.n) for batch in self.store.batches(unfinished=True)]
             else:
                 runs = self.store.runs(jids)
             runs = [(batch, start, stop) for batch, start, stop in runs if batch.n_final < batch.n]
@@ -637,6 +741,7 @@ class Engine(Source):
             self.closed = True
         self.waiting.close()
         self.executor.close()
+        self.store.close()
         for action in self.when_closed:
             action()
 

@@ -119,6 +119,8 @@ def runs_of(
     found: list[tuple[int, int]] = []
     low = start
     end = batch.n if stop is None else stop
+    if end - low > _LONG and not skip:
+        return _runs_of_many(states, codes, low, end)
     while low < end:
         if states[low] not in codes or low in skip:
             low += 1
@@ -130,3 +132,14 @@ def runs_of(
         found.append((low, high - low))
         low = high
     return iter(found)
+
+
+def _runs_of_many(states: bytearray, codes: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    # Loaded here: a program with short maps need not pay for it.
+    import re
+
+    pattern = re.compile(b"|".join(b"%b+" % re.escape(bytes((code,))) for code in codes))
+    return iter([(each.start(), each.end() - each.start()) for each in pattern.finditer(bytes(states), start, stop)])
+
+
+_LONG: Final = 1000

@@ -1,39 +1,38 @@
-"""Accounts: workgroups, their users, and the users' API keys. Used by `cloud.account` and, later, by the server.
+"""Accounts: workgroups, their users, and the users' API keys. Used by `cloud.account` and by the server.
 
-Owns ``<home>/accounts.sqlite3`` and ``<home>/pepper``, both readable by their owner only. No secret is kept:
-passwords are stored as scrypt hashes (guessable secrets need a slow hash), key secrets as HMAC-SHA256 under the
-pepper (256 random bits need none, and are checked with every request): a stolen database alone verifies nothing.
+Owns ``<home>/accounts.sqlite3``, readable by its owner only. Passwords are kept as scrypt hashes: guessable secrets
+need a slow hash. Of the secrets of keys see `cloud.resources.keys`.
 
-A secret reads ``cld_``, 43 random characters (256 bits), 8 of checksum. The prefix lets secret scanners find leaked
-ones; the checksum tells a typo from a wrong key without a look into the database.
+A *principal* is who asks, as the server sees it: user, workgroup, and what both allow. It is made anew from the
+database each time credentials are verified, so that whatever is changed here counts from the next time on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import operator
+import json
 import os
 import secrets
 import sqlite3
 import time
 import unicodedata
-import zlib
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
-from cloud.errors import AccountError, BackendError
-from cloud.resources import Database, check_name, check_text, write_private
+from cloud.errors import AccountError
+from cloud.resources import Database, check_name, check_text
+from cloud.resources.keys import MAX_KEY, SCOPES, ApiKey, Pepper, can_be_secret, check_key, check_scopes, digest, new_secret
 
-__all__ = ["AccountSession", "AccountStore", "ApiKey", "Principal", "Role"]
+__all__ = ["AccountSession", "AccountStore", "ApiKey", "Principal", "Quotas", "Role", "User", "Workgroup"]
 
 MAX_ACTIVE_KEYS = 50
-_PREFIX = "cld_"
-_N_CHARS = 4 + 43 + 8
-_PEPPER_BYTES = 32
-_MAX_KEY = 2**63 - 1  # SQLite's largest integer
+
+#: Least time between two notes of when a key was used: noting it is a write.
+USE_NOTED_EVERY_S = 60.0
 
 #: scrypt's n, r and p for passwords set from now on; each stored one keeps its own. 16 MB and some 0.2 s a check.
 #: Source: OWASP Password Storage Cheat Sheet.
@@ -49,10 +48,37 @@ _MIGRATIONS = [
         " digest BLOB, active INTEGER NOT NULL, note TEXT NOT NULL, created_s REAL NOT NULL)",
         "CREATE INDEX api_key_user ON api_key (user, active)",
     ),
+    (
+        "ALTER TABLE workgroup ADD COLUMN suspended INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE workgroup ADD COLUMN quotas TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE user ADD COLUMN active INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE api_key ADD COLUMN scopes TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE api_key ADD COLUMN expires_s REAL",
+        "ALTER TABLE api_key ADD COLUMN last_used_s REAL",
+        "UPDATE api_key SET scopes = CASE (SELECT role FROM user WHERE user.id = api_key.user)"
+        " WHEN 'admin' THEN 'submit read kill files cron admin' WHEN 'member' THEN 'submit read kill files cron'"
+        " ELSE 'read' END",
+    ),
 ]
 
-_INSERT_WORKGROUP = "INSERT OR IGNORE INTO workgroup VALUES (NULL, ?, ?)"
-_INSERT_USER = "INSERT OR IGNORE INTO user VALUES (NULL, ?, ?, ?, ?, ?)"
+_INSERT_WORKGROUP = "INSERT OR IGNORE INTO workgroup (name, created_s) VALUES (?, ?)"
+_INSERT_USER = "INSERT OR IGNORE INTO user (name, password, workgroup, role, created_s) VALUES (?, ?, ?, ?, ?)"
+
+_WORKGROUPS = "SELECT id, name, suspended, quotas, created_s FROM workgroup"
+_USERS = (
+    "SELECT user.name, workgroup.name, workgroup.id, role, active, user.created_s"
+    " FROM user JOIN workgroup ON workgroup.id = workgroup"
+)
+# A revoked key has no digest.
+_KEYS = "SELECT number, active, note, created_s, scopes, expires_s, last_used_s, digest IS NULL FROM api_key"
+_SIGN_IN = (
+    "SELECT user.name, role, user.active AND NOT workgroup.suspended, workgroup.name, workgroup.id, quotas, {} FROM {}"
+    " JOIN workgroup ON workgroup.id = workgroup WHERE {} = ?"
+)
+_SIGN_IN_BY_PASSWORD = _SIGN_IN.format("password", "user", "user.name")
+_SIGN_IN_BY_KEY = _SIGN_IN.format(
+    "digest, scopes, expires_s, api_key.active", "api_key JOIN user ON user.id = user", "number"
+)
 
 
 class Role(StrEnum):
@@ -62,6 +88,63 @@ class Role(StrEnum):
     MEMBER = "member"  #: Run jobs and keep files.
     READ_ONLY = "read_only"  #: Look, and change nothing.
 
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What keys of such a user may do at most, and do unless they were made for less."""
+        return _ROLE_SCOPES[self]
+
+
+_ROLE_SCOPES = {Role.ADMIN: SCOPES, Role.MEMBER: SCOPES[:-1], Role.READ_ONLY: ("read",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """What a workgroup may use at most; None is without limit."""
+
+    max_slots: int | None = None  #: Jobs that run at the same time.
+    max_queued_jobs: int | None = None  #: Jobs that are not in a final state.
+    max_storage_bytes: int | None = None  #: Stored files, payloads and outcomes together.
+    max_file_bytes: int | None = None  #: One stored file.
+
+    def changed(self, changes: Mapping[str, object]) -> Quotas:
+        """These quotas with some replaced.
+
+        Raises:
+            ValueError: There is no such quota, or a value is neither None nor an integer from 0 on.
+        """
+        known = [each.name for each in fields(Quotas)]
+        values: dict[str, int | None] = {}
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"there is no quota {name!r}: the quotas are {', '.join(known)}")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"quota {name} must be an integer from 0 on, or None for no limit, not {value!r}")
+            values[name] = value
+        return replace(self, **values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workgroup:
+    """One workgroup: users who share jobs, files and crons, apart from all others."""
+
+    id: int  #: Never changes, and never names another one.
+    name: str
+    suspended: bool  #: None of its users can sign in.
+    quotas: Quotas
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """One user."""
+
+    name: str
+    workgroup: str
+    workgroup_id: int
+    role: Role
+    active: bool  #: Otherwise neither the password nor any key of the user is accepted.
+    created: datetime
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
@@ -69,21 +152,13 @@ class Principal:
 
     user: str
     workgroup: str
+    workgroup_id: int
     role: Role
+    #: What may be asked for: the key's scopes as far as the role has them, too.
+    scopes: frozenset[str]
+    quotas: Quotas = Quotas()
     #: The key that was used; None for a password.
     api_key: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
-    """One API key."""
-
-    api_key: int  #: Its public number, 1 or more.
-    active: bool
-    created: datetime
-    note: str
-    #: The secret, only on the record that creating the key returns; it cannot be shown again.
-    api_secretkey: str | None = field(default=None, repr=False)
 
 
 class AccountStore:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cloud.backends.local import LocalBackend
-from cloud.backends.nested import NestedRequests, pack_jids
+from cloud.backends.requests import Requests
+from cloud.wire import pack_jids
 from cloud.engine import engine as engine_module
 from cloud.engine.engine import Engine
 from cloud.engine.executor.base import Task
@@ -184,7 +185,7 @@ class Scenario:
         self.engine.waiting.need_helper = lambda: None  # type: ignore[method-assign]
         self.wrap_source()
         self.backend = LocalBackend("fake", self.engine, "fake")
-        self.engine.serve_requests(NestedRequests(self.backend))
+        self.engine.serve_requests(Requests(self.backend))
         self.functions = {name: Function(b"", f"module.{name}", reusable=True) for name in DURATIONS_S}
         self.jids: list[int] = []
         self.maps: list[range] = []
@@ -298,14 +299,20 @@ class Scenario:
                 check(depth <= self.max_nesting, "a job was submitted {} levels deep", depth)
                 jids.append(answer["jid"])
             else:
-                answer, _ = yield Ask({"op": "open_map", **content}, (b"small", b""))
+                chunks = [[1, rng.randint(1, 4)] for _ in range(rng.randint(0, 2))]
+                sealed = rng.random() < 0.3
+                ask = {"op": "open_map", "chunks": chunks, "sealed": sealed, **content}
+                answer, _ = yield Ask(ask, (b"small", b"", *[b""] * len(chunks)))
                 if "error" in answer:
                     raise Failure(answer["error"])
                 number = answer["map"]
-                for _ in range(rng.randint(0, 3)):
-                    yield Ask({"op": "extend", "map": number, "kind": 1, "n": rng.randint(1, 4)}, (b"",))
+                for _ in range(0 if sealed else rng.randint(0, 3)):
+                    yield Ask({"op": "extend", "map": number, "chunks": [[1, rng.randint(1, 4)]], "sealed": False}, (b"",))
                     yield Sleep(0.001 * rng.random())
-                answer, _ = yield Ask({"op": "seal" if rng.random() < 0.9 else "abandon", "map": number})
+                if not sealed and rng.random() < 0.9:
+                    answer, _ = yield Ask({"op": "extend", "map": number, "chunks": [], "sealed": True})
+                elif not sealed:
+                    answer, _ = yield Ask({"op": "abandon", "map": number})
                 jids += range(answer.get("start", 0), answer.get("stop", 0))
         if jids and rng.random() < 0.2:
             yield Ask({"op": "cancel", "jids": pack_jids(rng.sample(jids, 1))})
@@ -317,23 +324,25 @@ class Scenario:
             if timeout_s is None and not on_error and "error" not in answer:
                 check(not answer["unfinished"], "a wait inside a job left {}", answer)
         if jids and rng.random() < 0.2:
-            answer, _ = yield Ask({"op": "finals", "jids": pack_jids(jids)})
-            if "error" not in answer:
-                yield from self.stream(answer["stream"], jids)
+            yield from self.finals(jids)
         self.jids += [jid for jid in jids if jid not in self.gone]
 
-    def stream(self, number: int, jids: list[int]) -> Body:
+    def finals(self, jids: list[int]) -> Body:
         told: list[int] = []
-        while len(told) < len(jids):
+        left = set(jids)
+        while left:
             timeout_s = self.rng.choice((None, 0.1))
-            ask = {"op": "next_final", "stream": number, "timeout_s": timeout_s, "background": False}
+            ask = {"op": "finals", "jids": pack_jids(sorted(left)), "timeout_s": timeout_s, "poll": "", "background": False}
             answer, _ = yield Ask(ask)
-            check(answer["found"] or timeout_s is not None, "a stream inside a job told nothing")
-            if answer["found"]:
-                first, n, status = answer["found"]
-                check(status >= DONE, "a stream told of a job in state {}", status)
+            check(answer["found"] or answer["gone"] or timeout_s is not None, "finals inside a job told nothing")
+            for first, n, status in answer["found"]:
+                check(status >= DONE, "finals told of a job in state {}", status)
                 told += range(first, first + n)
-        check(sorted(told) == sorted(jids), "a stream told {} of {}", told, jids)
+                left.difference_update(range(first, first + n))
+            for start, stop in answer["gone"]:
+                told += range(start, stop)
+                left.difference_update(range(start, stop))
+        check(sorted(told) == sorted(jids), "finals told {} of {}", told, jids)
 
     # --- the program --------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from cloud.jobs import QUEUED, Jids, JobOptions
+from cloud.jobs import QUEUED, Environment, Jids, JobOptions
 from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
@@ -48,11 +48,13 @@ class Batch:
 
     Attributes:
         jid0: Jid of its first job; the job with index i has jid0 + i.
+        key: Names it inside its store, also before it has jids; 0 where the store needs no such name.
         n: Number of jobs so far.
         function: The pickled function.
         context: (id, pickled surroundings) of the submission.
         options: As given with the submission.
         depth: 0 for jobs of the program, parent's depth + 1 for jobs submitted by jobs.
+        environment: What its workers must be; None where all workers are alike.
         created: Seconds since the epoch.
         arguments: Pickled arguments of a single call; None for a map.
         chunks: Arguments of a map, by start.
@@ -74,9 +76,11 @@ class Batch:
         "context",
         "created",
         "depth",
+        "environment",
         "free",
         "function",
         "jid0",
+        "key",
         "n",
         "n_final",
         "n_waiting_on",
@@ -97,8 +101,11 @@ class Batch:
         depth: int,
         created: float,
         arguments: bytes | None,
+        environment: Environment | None = None,
     ) -> None:
         self.jid0 = jid0
+        self.key = 0
+        self.environment = environment
         self.function = function
         self.context = context
         self.options = options
@@ -109,7 +116,7 @@ class Batch:
         self.n_waiting_on = 0
         self.watches: Watches | None = None
         # A hundred thousand calls may be outstanding: a call has no containers that it does not need.
-        self.segments: Sequence[tuple[int, int, bytes]] = ()
+        self.segments: Sequence[tuple[int, int, bytes | Stored]] = ()
         self.attempts: dict[int, int] | None = None
         self.queued = False
         if arguments is not None:
@@ -150,14 +157,14 @@ class Batch:
         else:
             segments.insert(bisect_right(segments, start, key=_segment_start), (start, n, outcome))
 
-    def segment_at(self, index: int) -> tuple[int, int, bytes]:
+    def segment_at(self, index: int) -> tuple[int, int, bytes | Stored]:
         """The segment that holds an item's outcome; the item must be final."""
         segments = self.segments
         if len(segments) == 1:
             return segments[0]
         return segments[bisect_right(segments, index, key=_segment_start) - 1]
 
-    def segments_in(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
+    def segments_in(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | Stored]]:
         """Segments that overlap the items from start to stop, in order."""
         segments = self.segments
         at = max(0, bisect_right(segments, start, key=_segment_start) - 1)
@@ -233,7 +240,7 @@ def _chunk_start(chunk: Chunk) -> int:
     return chunk.start
 
 
-def _segment_start(segment: tuple[int, int, bytes]) -> int:
+def _segment_start(segment: tuple[int, int, bytes | Stored]) -> int:
     return segment[0]
 
 
@@ -295,8 +302,34 @@ class Watches:
         return bool(self._of_one or self._of_runs)
 
 
+class Stored(ABC):
+    """Bytes that the store has put away: a payload or an outcome that need not stay in memory."""
+
+    @abstractmethod
+    def load(self) -> bytes:
+        """The bytes, read back and compared with their digest. Blocks.
+
+        Raises:
+            BackendError: They are damaged or gone; the message names the job's batch.
+        """
+
+
+def loaded(content: Any) -> bytes:
+    """Payload or outcome bytes, wherever they are."""
+    return content.load() if isinstance(content, Stored) else content
+
+
 class Store(ABC):
-    """Keeps batches. The embedded engine's is memory; a server's is a database."""
+    """Keeps batches. The embedded engine's is memory; a server's is a database.
+
+    The engine owns the batches' fields while jobs are unfinished, and tells a durable store of each change by the
+    methods below ``# changes``. Changes reach the disk in the order they were told, several in one commit.
+
+    Attributes:
+        durable: True when what was told survives the process.
+    """
+
+    durable: bool = False
 
     @abstractmethod
     def new_jids(self, n: int) -> int:
@@ -327,12 +360,66 @@ class Store(ABC):
         """Forget finished jobs. The batch goes when all its jobs are forgotten."""
 
     @abstractmethod
-    def batches(self) -> Iterator[Batch]:
-        """All batches, oldest first, those with forgotten jobs included."""
+    def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
+        """Batches, oldest first, those with forgotten jobs included.
+
+        Args:
+            label: Only those with this label.
+            unfinished: Only those with jobs that are not final.
+        """
 
     @abstractmethod
     def forgotten(self, batch: Batch, index: int) -> bool:
         """True for a job that was deleted out of a batch still kept."""
 
+    # --- changes, of which only a durable store takes note ------------------------------------------------------------
 
-__all__ = ["Batch", "Chunk", "Store", "Watch", "Watches"]
+    def opened(self, batch: Batch) -> None:
+        """A map was begun; it has no jids before ``add``, which seals it."""
+        return
+
+    def extended(self, batch: Batch, chunk: Chunk) -> None:
+        """The chunk was added to an open map."""
+        return
+
+    def began(self, batch: Batch, start: int, stop: int) -> None:
+        """Items that must not run twice are given to a worker. On disk when this returns. Blocks."""
+        return
+
+    def retried(self, batch: Batch, index: int) -> None:
+        """A new attempt was counted."""
+        return
+
+    def finished(self, batch: Batch, start: int, n: int, outcome: bytes) -> None:
+        """Items became final, as the batch's states and segments say already."""
+        return
+
+    def after(self, action: Callable[[Exception | None], None]) -> None:
+        """Call ``action(None)`` once every change told so far is on disk; with the error if they cannot be written.
+
+        At once, or later from another thread, without the engine's lock.
+        """
+        action(None)
+
+    def recovered(self) -> list[tuple[Batch, list[tuple[int, int]]]]:
+        """Unfinished batches of an earlier process, oldest first, with the runs of ``began`` that have no outcome.
+
+        States are QUEUED for what is not final, whatever its dependencies; ``free`` holds all of that. Asked once,
+        before anything else.
+        """
+        return []
+
+    def remember(self, key: str, reply: dict[str, Any]) -> None:
+        """Keep the reply to a request by its idempotency key, in the same commit as the change told just before."""
+        return
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """The reply kept for this key, or None."""
+        return None
+
+    def close(self) -> None:
+        """Write what is not written, and let go of the files. Idempotent."""
+        return
+
+
+__all__ = ["Batch", "Chunk", "Store", "Stored", "Watch", "Watches", "loaded"]

@@ -104,8 +104,10 @@ class MemoryStore(Store):
             del self._deleted[batch.jid0]
             del self._maps[at]
 
-    def batches(self) -> Iterator[Batch]:
-        yield from sorted([*self._calls.values(), *self._maps], key=_first_jid)
+    def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
+        for batch in sorted([*self._calls.values(), *self._maps], key=_first_jid):
+            if (label is None or batch.options.label == label) and not (unfinished and batch.finished):
+                yield batch
 
     def forgotten(self, batch: Batch, index: int) -> bool:
         deleted = self._deleted.get(batch.jid0)

@@ -1,0 +1,343 @@
+"""A backend whose engine is elsewhere: every verb is one request, whatever carries it."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from cloud import errors
+from cloud.backends.base import Backend, Finals, MapWriter, Segment
+from cloud.engine.store.base import Watch, Watches
+from cloud.jobs import DONE, Jids, JobOptions, Outcome
+from cloud.serialization.functions import Function
+from cloud.wire import pack_jids, unpack_jids
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+_BACKGROUND_S: Final = 30.0
+
+
+class RemoteBackend(Backend):
+    """An engine behind a connection. Subclasses carry requests to it, and say what goes with a submission."""
+
+    def __init__(self) -> None:
+        self._watcher = Watcher(lambda: RemoteFinals(self, (), background=True))
+
+    @abstractmethod
+    def ask(self, op: str, *blobs: bytes, **content: Any) -> tuple[dict[str, Any], list[bytes]]:
+        """Make one request and wait for its reply: (content, blobs).
+
+        Raises:
+            BackendClosed: The engine is gone.
+            CloudException: What the engine raised.
+        """
+
+    @abstractmethod
+    def _submission(self, function: Function, options: JobOptions) -> dict[str, Any]:
+        """What is told of a submission beside its bytes."""
+
+    @abstractmethod
+    def _surroundings(self) -> bytes:
+        """This process's surroundings now, pickled."""
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:
+        where = self._surroundings() if context is None else context
+        answer, _ = self.ask("submit", function.payload, where, arguments, **self._submission(function, options))
+        jid: int = answer["jid"]
+        return jid
+
+    def open_map(self, function: Function, options: JobOptions) -> MapWriter:
+        return RemoteMap(self, (function.payload, self._surroundings()), self._submission(function, options))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
+        answer, _ = self.ask(
+            "wait", jids=pack_jids(jids), timeout_s=timeout_s, stop_on_error=stop_on_error, background=False
+        )
+        unfinished = answer["unfinished"]
+        return None if unfinished is None else list(unpack_jids(unfinished))
+
+    def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
+        left = [len(set(jids))]
+        lock = threading.Lock()
+
+        def count_down(first: int, n: int, status: int) -> None:
+            with lock:
+                was = left[0]
+                left[0] = 0 if stop_on_error and status != DONE else max(0, was - n)
+                over = was and not left[0]
+            if over:
+                action()
+
+        if not left[0]:
+            action()
+            return lambda: None
+        return self._watcher.watch(jids, count_down)
+
+    def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
+        self._watcher.watch(jids, notify)
+
+    def finals(self, jids: Jids) -> Finals:
+        return RemoteFinals(self, jids, background=False)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def outcomes(self, jids: Jids) -> list[Segment]:
+        answer, blobs = self.ask("outcomes", jids=pack_jids(jids))
+        return [(*numbers, blob) for numbers, blob in zip(answer["segments"], blobs, strict=True)]
+
+    def statuses(self, jids: Jids) -> bytes:
+        return self.ask("statuses", jids=pack_jids(jids))[1][0]
+
+    def describe(self, jid: int) -> dict[str, Any]:
+        answer, blobs = self.ask("describe", jid=jid)
+        facts: dict[str, Any] = answer["facts"]
+        if facts.pop("has_outcome"):
+            facts["outcome"] = Outcome(blobs.pop(0))
+        if blobs:
+            facts["live"]["stdout"], facts["live"]["stderr"] = blobs
+        return facts
+
+    def select(
+        self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
+    ) -> list[int]:
+        codes = None if status is None else list(status)
+        answer, _ = self.ask("select", label=label, status=codes, function=function)
+        return list(unpack_jids(answer["jids"]))
+
+    def connection_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self.ask("connection_info")[0]["info"]
+        return info
+
+    # --- ending jobs --------------------------------------------------------------------------------------------------
+
+    def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
+        answer, _ = self.ask("cancel", jids=None if jids is None else pack_jids(jids), begun=begun)
+        return list(unpack_jids(answer["pending"]))
+
+    def delete(self, jids: Jids) -> None:
+        self.ask("delete", jids=pack_jids(jids))
+
+
+def raise_remote(answer: dict[str, Any]) -> None:
+    """Raise what the engine raised, if the reply says that it did."""
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], None)
+        if not (isinstance(kind, type) and issubclass(kind, errors.CloudException)):
+            kind = errors.CloudException
+        error = errors.CloudException.__new__(kind)
+        errors.CloudException.__init__(error, answer["text"], jid=answer.get("jid"), hint=answer.get("hint"))
+        vars(error).update(answer.get("fields", {}))
+        raise error
+
+
+class RemoteMap(MapWriter):
+    """A map on its way: chunks go out together until they are many bytes, and a short map in one request."""
+
+    _SEND_BYTES: Final = 1 << 20
+
+    def __init__(self, backend: RemoteBackend, blobs: tuple[bytes, bytes], submission: dict[str, Any]) -> None:
+        self._backend = backend
+        self._opening: tuple[tuple[bytes, bytes], dict[str, Any]] | None = (blobs, submission)
+        self._number = 0
+        self._chunks: list[tuple[int, int]] = []
+        self._payloads: list[bytes] = []
+        self._n_bytes = 0
+
+    def extend(self, kind: int, n: int, payload: bytes) -> None:
+        self._chunks.append((kind, n))
+        self._payloads.append(payload)
+        self._n_bytes += len(payload)
+        if self._n_bytes >= self._SEND_BYTES or self._waited_long():
+            self._send(sealed=False)
+
+    def _waited_long(self) -> bool:
+        # The first items of a slow iterable need not wait for its last; chunks_of gives small chunks then.
+        return sum(n for _, n in self._chunks[-2:]) <= 2
+
+    def _send(self, *, sealed: bool) -> dict[str, Any]:
+        chunks, payloads = self._chunks, self._payloads
+        self._chunks, self._payloads, self._n_bytes = [], [], 0
+        if self._opening is not None:
+            blobs, submission = self._opening
+            answer, _ = self._backend.ask("open_map", *blobs, *payloads, chunks=chunks, sealed=sealed, **submission)
+            self._opening = None
+            self._number = answer["map"]
+        else:
+            answer, _ = self._backend.ask("extend", *payloads, map=self._number, chunks=chunks, sealed=sealed)
+        return answer
+
+    def seal(self) -> range:
+        answer = self._send(sealed=True)
+        return range(answer["start"], answer["stop"])
+
+    def abandon(self) -> None:
+        if self._opening is None:
+            self._backend.ask("abandon", map=self._number)
+
+
+class RemoteFinals(Finals):
+    """Jobs as they become final, by asking for those that were not told yet.
+
+    Args:
+        backend: Where they run.
+        jids: The jobs.
+        background: Nobody's job waits for this.
+    """
+
+    _names = count(1)
+
+    def __init__(self, backend: RemoteBackend, jids: Jids, *, background: bool) -> None:
+        self._backend = backend
+        self._background = background
+        self._lock = threading.Lock()
+        self._left: list[tuple[int, int]] = []
+        self._seen: deque[tuple[int, int, int]] = deque()
+        self._poll: str | None = None
+        self._released = self._changed = False
+        self.watch(jids)
+
+    def watch(self, jids: Jids) -> None:
+        with self._lock:
+            self._left = _united(self._left, pack_jids(jids))
+            self._changed = True
+            poll = self._poll
+        if poll is not None:
+            self._backend.ask("release", poll=poll)
+
+    def release(self) -> None:
+        with self._lock:
+            self._released = True
+            poll = self._poll
+        if poll is not None:
+            self._backend.ask("release", poll=poll)
+
+    def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
+        while True:
+            with self._lock:
+                if self._seen:
+                    return self._seen.popleft()
+                if self._released:
+                    self._released = False
+                    return None
+                self._changed = False
+                left = list(self._left)
+                # Named by this object: a release that comes before the poll it is meant for waits for that.
+                self._poll = poll = f"{id(self):x}.{next(self._names)}"
+            try:
+                answer, _ = self._backend.ask(
+                    "finals", jids=left, timeout_s=timeout_s, poll=poll, background=self._background
+                )
+            finally:
+                with self._lock:
+                    self._poll = None
+            found = [(first, n, status) for first, n, status in answer["found"]]
+            with self._lock:
+                self._left = _without(self._left, [*found, *((low, high - low, 0) for low, high in answer["gone"])])
+                self._seen.extend(found)
+                if not found and not self._released and not self._changed:
+                    return None
+
+
+def _united(runs: list[tuple[int, int]], more: Iterable[Iterable[int]]) -> list[tuple[int, int]]:
+    united: list[tuple[int, int]] = []
+    for start, stop in sorted([*runs, *((start, stop) for start, stop in more)]):
+        if united and start <= united[-1][1]:
+            united[-1] = united[-1][0], max(stop, united[-1][1])
+        else:
+            united.append((start, stop))
+    return united
+
+
+def _without(runs: list[tuple[int, int]], found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    starts = [start for start, _ in runs]
+    gone: dict[int, list[tuple[int, int]]] = {}
+    for first, n, _ in found:
+        gone.setdefault(bisect_right(starts, first) - 1, []).append((first, first + n))
+    left: list[tuple[int, int]] = []
+    for at, (begin, stop) in enumerate(runs):
+        start = begin
+        for low, high in sorted(gone.get(at, ())):
+            if start < low:
+                left.append((start, low))
+            start = high
+        if start < stop:
+            left.append((start, stop))
+    return left
+
+
+class Watcher:
+    """Calls back when jobs become final, from one thread that lives while any are watched.
+
+    Args:
+        open_finals: Makes what the thread waits on.
+    """
+
+    def __init__(self, open_finals: Callable[[], Finals]) -> None:
+        self._open_finals = open_finals
+        self._lock = threading.Lock()
+        self._watches = Watches()
+        self._finals: Finals | None = None
+
+    def watch(self, jids: Jids, notify: Callable[[int, int, int], None]) -> Callable[[], None]:
+        """Call ``notify(first jid, n, status)`` for each run of these jobs that becomes final, or is; once a job.
+
+        Returns:
+            A function that calls it off.
+        """
+        watches = [Watch(start, stop, notify) for start, stop in _united([], pack_jids(jids))]
+        with self._lock:
+            for each in watches:
+                self._watches.add(each)
+            finals = self._finals
+            if finals is None:
+                finals = self._finals = self._open_finals()
+                threading.Thread(target=self._run, args=(finals,), name="cloud-watch", daemon=True).start()
+        finals.watch(jids)
+
+        def call_off() -> None:
+            with self._lock:
+                for each in watches:
+                    self._watches.remove(each)
+                over = not self._watches
+            if over:
+                finals.release()
+
+        return call_off
+
+    def _run(self, finals: Finals) -> None:
+        told: dict[Watch, int] = {}
+        while True:
+            with self._lock:
+                if not self._watches:
+                    self._finals = None
+                    return
+            try:
+                found = finals.next(_BACKGROUND_S)
+            except errors.CloudException:
+                # The connection was closed, or a job deleted: whoever waits for these hears no more of them.
+                with self._lock:
+                    self._watches, self._finals = Watches(), None
+                return
+            if found is None:
+                continue
+            first, n, status = found
+            with self._lock:
+                watching = self._watches.take(first, n)
+                for watch in watching:
+                    told[watch] = told.get(watch, 0) + min(first + n, watch.stop) - max(first, watch.start)
+                    if told[watch] == watch.stop - watch.start:
+                        del told[watch]
+                        self._watches.remove(watch)
+            for watch in watching:
+                low, high = max(first, watch.start), min(first + n, watch.stop)
+                watch.notify(low, high - low, status)
