@@ -82,13 +82,9 @@ class _Process:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         if self.uses_simulator():
             return open_backend("simulator", self.settings, jids=self.jids(), **self.simulator_options)
-        if self.credentials() is not None:
-            from cloud.errors import UnsupportedOperation
-
-            raise UnsupportedOperation(
-                "a key or a server_url is configured, but this version cannot talk to a server yet",
-                hint="Remove api_key and server_url from the settings, call cloud.start_simulator(), or use cloud.mp.",
-            )
+        credentials = self.credentials()
+        if credentials is not None:
+            return open_backend("http", self.settings, credentials=credentials)
         # Jobs of cloud and of cloud.mp run on the same workers: together they must not take more than num_procs.
         return self.mp.backend
 

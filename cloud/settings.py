@@ -21,7 +21,6 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 #: Visible settings of PiCloud that an old cloudconf.py may still assign.
 PICLOUD_ONLY = frozenset(
     {
-        "automatic_dependency_transfer",
         "cloud_result_cache_size",
         "cloud_status_cache_size",
         "http_close",
@@ -283,6 +282,30 @@ class SettingsTable:
     force_redirect_job_output: bool = _setting("Simulation", True, "Turn redirect_job_output on in the simulator.")
     max_transmit_data: int = _setting(
         "Transport", 0, "Bytes one function or argument may have when serialized. 0: no limit.", _at_least(0)
+    )
+    automatic_dependency_transfer: bool = _setting(
+        "Transport",
+        True,
+        "Send a server those of your own modules that your jobs import. False: it must have them.",
+    )
+    dependency_whitelist: str = _setting(
+        "Transport",
+        "",
+        "Names of the modules and packages that may be sent, separated by blanks. Empty: all of your own.",
+    )
+    server_patience_s: float = _setting(
+        "Transport",
+        600.0,
+        "Seconds for which a request to a server that does not answer is tried again.",
+        _at_least(0),
+    )
+    server_ca_file: str = _setting(
+        "Transport", "", "File of certificates, PEM, by which the server is known. Empty: those of the system."
+    )
+    insecure_server: bool = _setting(
+        "Transport",
+        False,
+        "Allow http:// to another machine. Whoever sees the traffic can then read and change everything.",
     )
 
 

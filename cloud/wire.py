@@ -40,7 +40,6 @@ class Operation:
         reply_blobs: What the blobs beside the reply are.
         changes: It changes something: repeated with the same idempotency key it changes nothing more.
         waits: It may be answered late.
-        streams: Its body, or that of the reply, is a file's content instead of a message.
     """
 
     __slots__ = (
@@ -54,12 +53,11 @@ class Operation:
         "reply_blobs",
         "request",
         "scope",
-        "streams",
         "summary",
         "waits",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one line of a table
         self,
         name: str,
         route: str,
@@ -73,7 +71,6 @@ class Operation:
         reply_blobs: str = "",
         changes: bool = False,
         waits: bool = False,
-        streams: bool = False,
     ) -> None:
         self.name = name
         self.method, self.path = route.split(" ")
@@ -86,7 +83,6 @@ class Operation:
         self.reply_blobs = reply_blobs
         self.changes = changes
         self.waits = waits
-        self.streams = streams
 
 
 _MAX_INT: Final = 2**63 - 1
@@ -152,8 +148,6 @@ _SUBMISSION: Final = {
 }
 _OF_CLIENTS: Final = ("python", "cloudpickle", "code")
 _RANGE_REPLY: Final = {"start": _JID, "stop": _JID}
-_NAME: Final = {"type": "string", "minLength": 1, "maxLength": 4096}
-_KEY: Final = {"type": "integer", "minimum": 1, "maximum": _MAX_INT}
 
 OPERATIONS: Final = (
     Operation(
@@ -189,7 +183,12 @@ OPERATIONS: Final = (
         changes=True,
     ),
     Operation(
-        "abandon", "POST /maps/abandon", "submit", "Give an open map up: its jobs are killed.", {"map": _JID}, changes=True
+        "abandon",
+        "POST /maps/abandon",
+        "submit",
+        "Give an open map up: its jobs are killed.",
+        {"map": _JID},
+        changes=True,
     ),
     Operation(
         "wait",
@@ -210,6 +209,7 @@ OPERATIONS: Final = (
         {
             "found": {"type": "array", "items": {"type": "array", "items": _JID, "minItems": 3, "maxItems": 3}},
             "gone": {**_JIDS, "description": "those that nothing is known of any more"},
+            "released": {**_BOOL, "description": "it was ended early"},
         },
         optional=("background",),
         waits=True,
@@ -294,26 +294,8 @@ OPERATIONS: Final = (
 )
 """Every operation on jobs; those of the resources follow in ``RESOURCE_OPERATIONS``."""
 
-_FILE_FACTS: Final = {"size": _COUNT, "md5": _TEXT, "modified": _NUMBER}
-
-RESOURCE_OPERATIONS: Final = (
-    Operation("files.list", "POST /files/list", "files", "Names of stored files.", {"prefix": {"type": "string", "maxLength": 4096}},
-              {"names": {"type": "array", "items": _NAME}}),
-    Operation("files.info", "POST /files/info", "files", "Facts about one stored file.", {"name": _NAME}, {"info": _OBJECT}),
-    Operation("files.delete", "POST /files/delete", "files", "Delete a stored file.", {"name": _NAME}, {"deleted": _BOOL},
-              changes=True),
-    Operation("files.get", "GET /files/content", "files", "The content of a stored file, or a range of it (?name=).",
-              streams=True),
-    Operation("files.put", "PUT /files/content", "files", "Store a file (?name=); parts of a broken upload are kept.",
-              changes=True, streams=True),
-    Operation("cron.register", "POST /crons", "cron", "Register a cron, or replace it.",
-              {"label": _NAME, "schedule": _TEXT, "tz": _TEXT, "options": _OPTIONS, "func_name": _TEXT,
-               "missed": _TEXT, "overlap": _TEXT}, blobs="the pickled job", changes=True),
-    Operation("cron.deregister", "POST /crons/deregister", "cron", "Forget a cron.", {"label": _NAME}, changes=True),
-    Operation("cron.manual_run", "POST /crons/run", "cron", "Run a cron now.", {"label": _NAME}, {"jid": _JID}, changes=True),
-    Operation("cron.list", "POST /crons/list", "cron", "Labels of all crons.", {}, {"labels": {"type": "array", "items": _NAME}}),
-    Operation("cron.info", "POST /crons/info", "cron", "Facts about one cron.", {"label": _NAME}, {"info": _OBJECT}),
-)
+RESOURCE_OPERATIONS: Final[tuple[Operation, ...]] = ()
+"""Operations on what stands beside the jobs."""
 
 
 def pack_message(content: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:

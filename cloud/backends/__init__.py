@@ -1,4 +1,4 @@
-"""Where jobs are kept and run, behind one contract: in this process, on a virtual clock, or around the job we are."""
+"""Where jobs are kept and run, behind one contract: here, on a virtual clock, on a server, or around the job we are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def open_backend(name: str, settings: Any, **options: Any) -> Backend:
-    """Make a backend: 'mp' (worker processes), 'pool' (the same for one pool), 'simulator', 'worker' (around this job).
+    """Make a backend: 'mp' (worker processes), 'pool' (the same for one pool), 'simulator', 'http', 'worker' (around).
 
     Raises:
         ValueError: No backend has this name.
@@ -40,11 +40,15 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
 
         backend = open_simulator(settings, **options)
         return _reporting(backend, settings, "Simulation", forced=settings.force_serialize_logging)
+    if name == "http":
+        from cloud.backends.http import open_http
+
+        return _reporting(open_http(settings, **options), settings, "HTTP")
     if name == "worker":
         from cloud.backends.worker import WorkerBackend
 
         return WorkerBackend(**options)
-    raise ValueError(f"no backend is called {name!r}; there are 'mp', 'pool', 'simulator' and 'worker'")
+    raise ValueError(f"no backend is called {name!r}; there are 'mp', 'pool', 'simulator', 'http' and 'worker'")
 
 
 def _reporting(backend: Backend, settings: Any, kind: str, *, forced: bool = False) -> Backend:

@@ -123,8 +123,9 @@ def _split(url: str, what: str) -> SplitResult:
         elif not (url.isascii() and url.isprintable()) or " " in url:
             # urlsplit drops newlines and tabs without a word.
             problem = "has characters that no url has"
-    except ValueError as exc:
-        raise ConfigurationError(f"{what} cannot be read: {_unsaid(url)!r}. Use https://host:port.") from exc.__cause__
+    except ValueError:
+        # Not as the cause: its text quotes parts of the url.
+        raise ConfigurationError(f"{what} cannot be read: {_unsaid(url)!r}. Use https://host:port.") from None
     if problem:
         raise ConfigurationError(f"{what} {problem}: {_unsaid(url)!r}. Use https://host:port.")
     return parts
@@ -151,6 +152,5 @@ def _proxy(scheme: str, host: str, port: int) -> Proxy | None:
         return None  # without its import, of 20 ms
     from urllib.request import getproxies, proxy_bypass
 
-    proxies = getproxies()
-    url = proxies.get(scheme) or proxies.get("all")
+    url = getproxies().get(scheme)
     return Proxy(url) if url and not proxy_bypass(f"{host}:{port}") else None

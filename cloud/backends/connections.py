@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import ssl
     from typing import Any, Final
 
+    from _typeshed import WriteableBuffer as Buffer
+
 __all__ = ["Connection", "Connections", "NoConnection"]
 
 _CONNECT_S: Final = 10.0
@@ -46,6 +48,15 @@ class NoConnection(OSError):
     """There is no connection to the server, so nothing was sent; ``__cause__`` is why."""
 
 
+class _Raw(socket.SocketIO):
+    """The bytes of a socket, until no more are wanted."""
+
+    ended = False
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        return 0 if self.ended else super().readinto(buffer)
+
+
 class _Reader(BufferedReader):
     """What a server sends, where the end of the stream inside of a line is an error.
 
@@ -53,6 +64,8 @@ class _Reader(BufferedReader):
     """
 
     began = False
+    #: More came than the reply; known when it is closed.
+    spilled = False
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
@@ -62,12 +75,22 @@ class _Reader(BufferedReader):
             raise ConnectionResetError("the connection was cut")
         return line
 
+    def close(self) -> None:
+        raw = self.raw
+        assert isinstance(raw, _Raw)
+        raw.ended = True  # or peek would wait for more
+        try:
+            self.spilled = bool(self.peek(1)) or self.spilled
+        except ValueError:
+            pass  # closed already, or halfway: that was interrupted
+        super().close()
+
 
 class _Incoming:
     """As much of a socket as `HTTPResponse` uses."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.reader = _Reader(socket.SocketIO(sock, "r"))
+        self.reader = _Reader(_Raw(sock, "r"))
 
     def makefile(self, _mode: str) -> _Reader:
         return self.reader
@@ -79,6 +102,7 @@ class Connection:
     Attributes:
         reused: It has carried a request before.
         began: The first byte of the reply to the current request has come.
+        spilled: More came than that reply, which was read to its end.
     """
 
     __slots__ = ("__weakref__", "_incoming", "_sock", "idle_since_s", "reused")
@@ -92,6 +116,10 @@ class Connection:
     @property
     def began(self) -> bool:
         return self._incoming is not None and self._incoming.reader.began
+
+    @property
+    def spilled(self) -> bool:
+        return self._incoming is not None and self._incoming.reader.spilled
 
     def send(self, pieces: Iterable[bytes | memoryview], timeout_s: float) -> None:
         """Send all pieces; large ones are not copied, small ones that follow each other are sent as one.
@@ -148,9 +176,11 @@ class Connection:
 
     def close(self) -> None:
         """Close it, whatever was under way. Idempotent."""
-        if self._incoming is not None:
-            self._incoming.reader.close()
-        self._sock.close()
+        try:
+            if self._incoming is not None:
+                self._incoming.reader.close()
+        finally:
+            self._sock.close()
 
     def abandon(self) -> None:
         """Close this process's copy only. Takes no lock: the thread that held one may not exist here."""
@@ -175,7 +205,9 @@ class Connections:
         self._address = address
         self._tls = _tls(ca_file) if address.secure else None
         self._open: WeakSet[Connection] = WeakSet()
-        self._renew(closed=False)
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._closed = threading.Event()
         _pools.add(self)
 
     @property
@@ -220,6 +252,9 @@ class Connections:
             connection.close()
             raise
         self._open.add(connection)
+        if self.is_closed:  # while it was opened: whoever closed may not have seen it
+            connection.close()
+            raise NoConnection(f"no connection to {peer.url}") from OSError("closed meanwhile")
         return connection
 
     def give_back(self, connection: Connection) -> None:
@@ -247,14 +282,12 @@ class Connections:
         """Let go of all that belongs to the parent; for the child of a fork."""
         for connection in list(self._open):
             connection.abandon()
+        was_closed = self._closed.is_set()
         self._open = WeakSet()
-        self._renew(closed=self._closed.is_set())
-
-    def _renew(self, *, closed: bool) -> None:
         self._lock = threading.Lock()
-        self._idle: list[Connection] = []
+        self._idle = []
         self._closed = threading.Event()
-        if closed:
+        if was_closed:
             self._closed.set()
 
     def _idle_one(self) -> Connection | None:

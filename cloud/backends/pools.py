@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cloud.backends.local import LocalBackend
-from cloud.backends.requests import Requests
 from cloud.backends.processes import PRELOAD
+from cloud.backends.requests import Requests
 from cloud.configuration import Settings
 from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine

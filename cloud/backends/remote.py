@@ -14,6 +14,7 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.store.base import Watch, Watches
 from cloud.jobs import DONE, Jids, JobOptions, Outcome
 from cloud.serialization.functions import Function
+from cloud.serialization.shared import SharedBytes, attach, inline
 from cloud.wire import pack_jids, unpack_jids
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _BACKGROUND_S: Final = 30.0
+_LENGTH_BYTES: Final = 4
 
 
 class RemoteBackend(Backend):
@@ -154,6 +156,10 @@ class RemoteMap(MapWriter):
         self._n_bytes = 0
 
     def extend(self, kind: int, n: int, payload: bytes) -> None:
+        if type(payload) is SharedBytes:
+            # A chunk of one item: its length, and what travels beside it.
+            item = inline(attach(payload[_LENGTH_BYTES:], payload.segment))
+            payload = len(item).to_bytes(_LENGTH_BYTES, "little") + item
         self._chunks.append((kind, n))
         self._payloads.append(payload)
         self._n_bytes += len(payload)
@@ -244,7 +250,7 @@ class RemoteFinals(Finals):
             with self._lock:
                 self._left = _without(self._left, [*found, *((low, high - low, 0) for low, high in answer["gone"])])
                 self._seen.extend(found)
-                if not found and not self._released and not self._changed:
+                if not found and not answer["gone"] and not self._released and not self._changed:
                     return None
 
 

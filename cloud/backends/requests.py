@@ -136,9 +136,7 @@ class Requests:
         depth, environment = (1, None) if batch is None else (batch.depth + 1, batch.environment)
         if content.get("background"):
             caller = None
-        self.serve(
-            Request(content["op"], content, blobs, reply, caller=caller, depth=depth, environment=environment)
-        )
+        self.serve(Request(content["op"], content, blobs, reply, caller=caller, depth=depth, environment=environment))
 
     def serve(self, request: Request) -> None:
         """Answer one request; errors of ours travel back as class name and arguments."""
@@ -260,11 +258,11 @@ class Requests:
 
         def answer() -> None:
             self._polls.pop(poll, None)
+            released = self._released.pop(poll, False) is None
             found = [run for known in runs for run in engine.finals(known)]
-            self._answer(request, {"found": found, "gone": gone})
+            self._answer(request, {"found": found, "gone": gone, "released": released or not runs})
 
         at_once = poll in self._released or gone or any(engine.finals(known) for known in runs) or not runs
-        self._released.pop(poll, None)
         jids: Jids = runs[0] if len(runs) == 1 else [jid for run in runs for jid in run]
         self._hold(
             request, answer, None if at_once else lambda action: engine.when_final(jids, action, first=True), poll
@@ -328,14 +326,13 @@ class Requests:
 
     def _release(self, request: Request) -> None:
         poll = request.content["poll"]
+        # Kept: it may overtake the request that it is to end.
+        self._released[poll] = None
+        while len(self._released) > _MAX_RELEASED:
+            self._released.pop(next(iter(self._released)))
         finish = self._polls.pop(poll, None)
         if finish is not None:
             finish()
-        else:
-            # It may overtake the request that it is to end.
-            self._released[poll] = None
-            while len(self._released) > _MAX_RELEASED:
-                self._released.pop(next(iter(self._released)))
         self._answer(request, {})
 
     # --- asking -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cloud.cli import account, config, cron, execute, files, jobs
+from cloud.cli import account, admin, config, cron, execute, files, jobs, serve
 from cloud.cli.arguments import Parser, split_command
 from cloud.cli.output import INTERRUPTED, OK, Output, UsageError
 
@@ -69,6 +69,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"cloud {__version__}")
     commands = parser.add_commands("COMMAND")
-    for group in (execute, jobs, files, cron, config, account):
+    for group in (execute, jobs, files, cron, config, account, serve, admin):
         group.add_to(commands)
     return parser

@@ -93,7 +93,7 @@ class Engine(Source):
         self._queue = Queue(executor)
         self._unfinished = 0
         self._killing: dict[tuple[int, int], bytes] = {}
-        self._cancelling = False
+        self._cancelling = self._paused = False
         self._stalling: list[Batch] = []
         self._failures: list[tuple[Batch, int, int]] = []
         self._n_watching_failures = 0
@@ -107,8 +107,14 @@ class Engine(Source):
         self.closed = False
         self._durable = store.durable
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
-        self._changing = Changing(self.lock, self.waiting.handlers)
+        #: Held while anything here is changed, or asked for through ``Requests``.
+        self.changing = Changing(self.lock, self.waiting.handlers)
         executor.bind(self)
+
+    @property
+    def n_unfinished(self) -> int:
+        """Jobs that are not final."""
+        return self._unfinished
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +134,7 @@ class Engine(Source):
             UnsupportedOperation: It needs more slots than there are, or is nested too deep.
             BackendClosed: The engine is closed.
         """
-        with self._changing:
+        with self.changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
             if options.depends_on:
@@ -156,7 +162,7 @@ class Engine(Source):
         environment: Environment | None = None,
     ) -> Batch:
         """Begin a map; its items follow by ``extend``, and ``seal`` ends it. Errors as ``submit``."""
-        with self._changing:
+        with self.changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), None, environment)
             if options.depends_on:
@@ -166,7 +172,7 @@ class Engine(Source):
 
     def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
         """Add a chunk of ``n`` items to an open map. They may start at once: nobody knows their jids yet."""
-        with self._changing:
+        with self.changing:
             self._check_open()
             start = batch.n
             batch.chunks.append(Chunk(next(self._chunk_tokens), start, n, kind, payload))
@@ -184,7 +190,7 @@ class Engine(Source):
 
     def seal(self, batch: Batch) -> range:
         """End a map, and give its jobs their jids."""
-        with self._changing:
+        with self.changing:
             batch.sealed = True
             if batch.n:
                 batch.jid0 = self.store.new_jids(batch.n)
@@ -195,7 +201,7 @@ class Engine(Source):
 
     def abandon(self, batch: Batch) -> None:
         """Give an open map up: kill what runs of it and forget it."""
-        with self._changing:
+        with self.changing:
             jids = self.seal(batch)
             if jids:
                 self.cancel(jids)
@@ -251,7 +257,7 @@ class Engine(Source):
         """What is lost with the process must not have run: its submitter will submit it again."""
 
         def settle(error: Exception | None) -> None:
-            with self._changing:
+            with self.changing:
                 if error is not None:
                     self._drop(batch)
                 elif not self.closed:
@@ -297,7 +303,7 @@ class Engine(Source):
 
         What had begun and must not run twice is an error; everything else is queued again.
         """
-        with self._changing:
+        with self.changing:
             found = self.store.recovered()
             for batch, begun in found:
                 self._unfinished += batch.n - batch.n_final
@@ -323,13 +329,20 @@ class Engine(Source):
     @property
     def has_queued(self) -> bool:
         """True when something might be claimed."""
-        return not self._cancelling and bool(self._queue)
+        return not self._cancelling and not self._paused and bool(self._queue)
 
-    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+    @property
+    def next_environment(self) -> Environment | None:
+        """See ``Source.next_environment``."""
+        return self._queue.next_environment
+
+    def claim(
+        self, free_slots: int, room_s: float, *, idle: bool, environment: Environment | None = None
+    ) -> list[Task]:
         """Work for one worker; see ``Source.claim``."""
-        if self._cancelling:
+        if self._cancelling or self._paused:
             return []
-        tasks = self._queue.claim(free_slots, room_s, idle=idle)
+        tasks = self._queue.claim(free_slots, room_s, idle=idle, environment=environment)
         if self._durable:
             for task in tasks:
                 if not task.batch.options.restartable:
@@ -505,7 +518,7 @@ class Engine(Source):
 
     def _drive_to_failure(self, wait: Wait, deadline: float | None) -> None:
         try:
-            with self._changing:
+            with self.changing:
                 wait.failures = self._failures
                 wait.seen_failures = len(self._failures)
                 self._n_watching_failures += 1
@@ -515,7 +528,7 @@ class Engine(Source):
             self.waiting.drive(wait.done, deadline)
         finally:
             if wait.failures is not None:
-                with self._changing:
+                with self.changing:
                     self._n_watching_failures -= 1
                     if not self._n_watching_failures:
                         self._failures = []
@@ -549,7 +562,7 @@ class Engine(Source):
             A function that calls it off.
         """
         self._check_open()
-        with self._changing:
+        with self.changing:
             runs = self.store.runs(jids)
             left = [0]
             over = [False]
@@ -579,7 +592,7 @@ class Engine(Source):
         def call_off() -> None:
             over[0] = True
             # Who looks again and again with a timeout must not leave a watch behind each time.
-            with self._changing:
+            with self.changing:
                 for batch, watch in watching:
                     if batch.watches is not None:
                         batch.watches.remove(watch)
@@ -594,7 +607,7 @@ class Engine(Source):
         def tell(batch: Batch, low: int, n: int) -> None:
             notify(batch.jid0 + low, n, batch.states[low])
 
-        with self._changing:
+        with self.changing:
             for batch, start, stop in self.store.runs(jids):
                 if stop - start == 1 and batch.states[start] < DONE:
                     self._watch(batch, start, stop, tell)
@@ -692,7 +705,7 @@ class Engine(Source):
             Jids of the running ones, whose end is still to come: wait for them.
         """
         self._check_open()
-        with self._changing:
+        with self.changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches(unfinished=True)]
             else:
@@ -729,9 +742,14 @@ class Engine(Source):
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
         self._check_open()
-        with self._changing:
+        with self.changing:
             for batch, start, stop in self.store.runs(jids):
                 self.store.delete(batch, start, stop)
+
+    def pause(self) -> None:
+        """Begin no more jobs; those that were sent ahead and have not begun come back."""
+        self._paused = True
+        self.executor.take_back()
 
     def close(self) -> None:
         """End all workers and waits. Idempotent; bounded."""

@@ -1,0 +1,1 @@
+"""The server: an aiohttp application over one engine for each workgroup."""

@@ -1,0 +1,232 @@
+"""Workgroups at work: each has an engine, files and crons in a folder of its own, and shares only worker slots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from cloud.backends.local import LocalBackend
+from cloud.backends.processes import PRELOAD
+from cloud.backends.requests import Request, Requests
+from cloud.configuration import usable_cores
+from cloud.engine.clock import RealClock
+from cloud.engine.engine import Engine
+from cloud.engine.executor.processes import ProcessExecutor
+from cloud.engine.executor.setup import WorkerSetup
+from cloud.engine.executor.slots import Slots
+from cloud.engine.store.sqlite import SqliteStore
+from cloud.engine.worker.limits import Limits
+from cloud.errors import BackendClosed, BackendError, UnsupportedOperation
+from cloud.jobs import Environment
+from cloud.resources.accounts import AccountStore
+from cloud.resources.code import CodeFolder
+from cloud.resources.principals import Quotas
+from cloud.server.config import ServerConfig
+
+OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+Answer = tuple[dict[str, Any], tuple[bytes, ...]]
+
+
+class Group:
+    """One workgroup at work. Blocks while it opens: it takes up the jobs of the process before.
+
+    Args:
+        folder: Everything of the workgroup is in it.
+        number: Of the workgroup.
+        config: The server's.
+        slots: Shared by all workgroups.
+        lock_fd: Held by the processes that run jobs, for as long as any lives.
+        quotas: Its limits.
+    """
+
+    def __init__(
+        self, folder: str, number: int, config: ServerConfig, slots: Slots, lock_fd: int, quotas: Quotas
+    ) -> None:
+        self.number = number
+        self.folder = folder
+        self._config = config
+        self._quotas = quotas
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.code = CodeFolder(os.path.join(folder, "code"))
+        scratch = os.path.join(folder, "scratch")
+        # What the workers of an earlier process left; none of them lives, or the lock would not be ours.
+        shutil.rmtree(scratch, ignore_errors=True)
+        setup = WorkerSetup(
+            scratch=scratch,
+            interpreters=config.interpreters,
+            code_folder=os.path.join(folder, "code"),
+            limits=Limits(
+                memory_bytes=config.job_memory_bytes,
+                n_files=config.job_open_files,
+                file_bytes=config.job_file_bytes,
+                n_processes=config.job_processes,
+            ),
+            user=None if config.job_users is None else _user_of(number, config.job_users),
+            lock_fd=lock_fd,
+        )
+        self.pythons = sorted({OWN_PYTHON, *config.interpreters})
+        self.store = SqliteStore(folder)
+        self.executor = ProcessExecutor(
+            min(slots.n, quotas.max_slots or slots.n),
+            output_limit_bytes=config.output_limit_bytes,
+            grace_s=config.kill_grace_s,
+            preload=PRELOAD,
+            setup=setup,
+            slots=slots,
+        )
+        self.engine = Engine(self.store, self.executor, RealClock(), max_nesting=config.max_nesting)
+        self.backend = LocalBackend("server", self.engine, "server")
+        self.requests = Requests(self.backend)
+        self.engine.serve_requests(self.requests)
+        self.engine.recover()
+
+    async def ask(self, op: str, content: dict[str, Any], blobs: list[bytes], key: str = "") -> Answer:
+        """Answer one request of a client of this workgroup."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+
+        def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:
+            try:
+                loop.call_soon_threadsafe(_settle, future, (content, blobs))
+            except RuntimeError:
+                pass  # the server has stopped; the client will ask its successor
+
+        request = Request(op, content, blobs, reply, key=key)
+        try:
+            if op in ("submit", "open_map"):
+                request.environment = self.environment(content)
+                self._check_room(content)
+            with self.engine.changing:
+                self.requests.serve(request)
+        except (BackendError, BackendClosed) as exc:
+            request.refuse(exc)
+        return await future
+
+    def environment(self, content: dict[str, Any]) -> Environment:
+        """What the workers of a client's submission must be.
+
+        Raises:
+            UnsupportedOperation: The server has no such interpreter, or another generation of cloudpickle.
+            BackendError: The client's modules were not published here; ``lacks_code`` names the set.
+        """
+        python = content.pop("python", OWN_PYTHON)
+        made_by, code = content.pop("cloudpickle", None), content.pop("code", "")
+        if python not in self.pythons:
+            raise UnsupportedOperation(
+                f"this program runs on Python {python}, and the server runs jobs on Python "
+                f"{', '.join(self.pythons)}: bytes made by one cannot be loaded by another",
+                hint=f"Use one of these, or ask the operator for --python with an interpreter of {python}.",
+            )
+        ours = version("cloudpickle")
+        if made_by is not None and made_by.split(".")[0] != ours.split(".")[0]:
+            raise UnsupportedOperation(
+                f"this program has cloudpickle {made_by}, and the server {ours}",
+                hint=f"Install cloudpickle {ours.split('.')[0]} where the program runs.",
+            )
+        if code and not self.code.has(code):
+            error = BackendError("the modules of this program are not on the server")
+            error.lacks_code = code  # type: ignore[attr-defined]
+            raise error
+        return Environment(python, code)
+
+    def _check_room(self, content: dict[str, Any]) -> None:
+        n = self.engine.n_unfinished
+        limit = self._config.max_queued_jobs if self._quotas.max_queued_jobs is None else self._quotas.max_queued_jobs
+        if n >= limit:
+            raise BackendError(
+                f"this workgroup has {n} unfinished jobs, and may have {limit}",
+                retry=True,
+                hint="Wait for some, or kill some.",
+            )
+
+    def drain(self) -> None:
+        """Begin no more jobs."""
+        with self.engine.changing:
+            self.engine.pause()
+
+    @property
+    def busy(self) -> bool:
+        """True while jobs run."""
+        return bool(self.engine.executor.running())
+
+    def close(self) -> None:
+        """End its workers; what is unfinished waits on disk. Blocks; idempotent."""
+        self.engine.close()
+
+
+def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():  # the client may have gone away
+        future.set_result(answer)
+
+
+def _user_of(number: int, users: tuple[int, int]) -> tuple[int, int]:
+    first, n = users
+    if number >= n:
+        raise BackendError(f"workgroup {number} has no OS user: --job-users names {n}; give it more")
+    return first + number, first + number
+
+
+class Groups:
+    """The workgroups of a server; one opens when it is first needed.
+
+    Args:
+        config: The server's.
+        accounts: Where the quotas are.
+        lock_fd: See ``Group``.
+    """
+
+    def __init__(self, config: ServerConfig, accounts: AccountStore, lock_fd: int) -> None:
+        self._config = config
+        self._accounts = accounts
+        self._lock_fd = lock_fd
+        self.slots = Slots(config.workers or usable_cores())
+        self._groups: dict[int, Group] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def get(self, number: int) -> Group:
+        """The workgroup's engine."""
+        group = self._groups.get(number)
+        # Opening one with 100,000 jobs takes a second: the others must not wait for that.
+        return group if group is not None else await asyncio.to_thread(self._open, number)
+
+    def _open(self, number: int) -> Group:
+        with self._lock:
+            if self._closed:
+                raise BackendClosed("the server is stopping", retry=True)
+            group = self._groups.get(number)
+            if group is None:
+                folder = os.path.join(self._config.data, "groups", str(number))
+                quotas = {each.id: each.quotas for each in self._accounts.list_workgroups()}.get(number, Quotas())
+                group = Group(folder, number, self._config, self.slots, self._lock_fd, quotas)
+                self._groups[number] = group
+            return group
+
+    def open_all(self, on_error: Callable[[int, Exception], None]) -> None:
+        """Open those that there are: they may have jobs to go on with, and crons to fire. Blocks."""
+        folder = os.path.join(self._config.data, "groups")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        for name in sorted(name for name in names if name.isdigit()):
+            try:
+                self._open(int(name))
+            except Exception as exc:  # noqa: BLE001 - one that is damaged must not keep the others from their work
+                on_error(int(name), exc)
+
+    def opened(self) -> list[Group]:
+        """Those that are open."""
+        return list(self._groups.values())
+
+    def close(self) -> None:
+        """Close all. Blocks; idempotent."""
+        with self._lock:
+            self._closed = True
+            groups = list(self._groups.values())
+        for group in groups:
+            group.close()

@@ -1,0 +1,135 @@
+"""Connections that only hold a place: closed when their request does not arrive, or too many come from one address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakKeyDictionary
+
+_TEXT: Final = b'{"error": "BackendError", "text": "too many connections come from this address", "jid": null}'
+_TOO_MANY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_TEXT), _TEXT)
+)
+
+
+class Guard:
+    """What the connections of a server share. For the event loop's thread.
+
+    aiohttp bounds the silence between two requests, not how long a request's first lines may take.
+
+    Args:
+        header_s: By when the head of a request must have arrived, from its first byte or the connection's begin.
+        max_connections: Of one address.
+    """
+
+    def __init__(self, header_s: float, max_connections: int) -> None:
+        self.header_s = header_s
+        self._max = max_connections
+        self._n: Counter[str] = Counter()
+        self._guarded: WeakKeyDictionary[asyncio.BaseTransport, Guarded] = WeakKeyDictionary()
+
+    def around(self, factory: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
+        """A factory of guarded protocols."""
+        return lambda: Guarded(self, factory())
+
+    def head_arrived(self, transport: asyncio.BaseTransport | None) -> None:
+        """The application has a request of this connection."""
+        guarded = None if transport is None else self._guarded.get(transport)
+        if guarded is not None:
+            guarded.begin()
+
+    def answered(self, transport: asyncio.BaseTransport | None) -> None:
+        """The application is done with it."""
+        guarded = None if transport is None else self._guarded.get(transport)
+        if guarded is not None:
+            guarded.busy = False
+
+    def admit(self, address: str, transport: asyncio.BaseTransport, guarded: Guarded) -> bool:
+        """Count a connection; False if there are too many."""
+        if self._n[address] >= self._max:
+            return False
+        self._n[address] += 1
+        self._guarded[transport] = guarded
+        return True
+
+    def leave(self, address: str) -> None:
+        """One is gone."""
+        self._n[address] -= 1
+        if not self._n[address]:
+            del self._n[address]
+
+
+class Guarded(asyncio.Protocol):
+    """A connection on its way through to the protocol that speaks HTTP.
+
+    Args:
+        guard: Its rules.
+        inner: That protocol.
+
+    Attributes:
+        busy: The application works on a request of it.
+    """
+
+    def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
+        self._guard = guard
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self._address = ""
+        self._deadline: asyncio.TimerHandle | None = None
+        self.busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        address = str(peer[0]) if peer else "local"
+        if not self._guard.admit(address, transport, self):
+            self._transport.write(_TOO_MANY)  # type: ignore[union-attr]
+            transport.close()
+            return
+        self._address = address
+        self._inner.connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._address:
+            if not self.busy:
+                self._await_head()
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._address else None
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        if self._address:
+            self._guard.leave(self._address)
+            self._inner.connection_lost(exc)
+
+    def begin(self) -> None:
+        """The head of its request has arrived."""
+        self.busy = True
+        self._stop_clock()
+
+    def _await_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(self._guard.header_s, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if not self.busy and self._transport is not None:
+            self._transport.abort()
