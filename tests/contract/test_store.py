@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Final
 
@@ -13,19 +15,34 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cloud.engine.store.base import Batch, Chunk, Store
 from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.engine.store.sqlite import SqliteStore
 from cloud.errors import JobNotFound
 from cloud.jobs import DEFAULT_OPTIONS, DONE, KILLED, QUEUED
 from cloud.serialization.functions import Function
 
-STORES: Final[dict[str, Callable[[], Store]]] = {"memory": lambda: MemoryStore(JidSource())}
+
+class FolderStore(SqliteStore):
+    """In a folder that goes with it."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="store-")
+        super().__init__(self._folder)
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+STORES: Final[dict[str, Callable[[], Store]]] = {"memory": lambda: MemoryStore(JidSource()), "sqlite": FolderStore}
 FUNCTION: Final = Function(b"", "module.work")
 
 
 @pytest.fixture(params=STORES.values(), ids=STORES)
-def store(request: pytest.FixtureRequest) -> Store:
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """Each store in turn, empty."""
     made: Store = request.param()
-    return made
+    yield made
+    made.close()
 
 
 def new_call() -> Batch:
@@ -227,6 +244,10 @@ class StoreMachine(RuleBasedStateMachine):
         }
         assert found == self.model
         assert all(self.store.locate(jid) == where for jid, where in self.model.items())
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
 
 
 TestStoreMachine = StoreMachine.TestCase

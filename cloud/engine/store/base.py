@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from cloud.jobs import QUEUED, Environment, Jids, JobOptions
 from cloud.serialization.functions import Function
@@ -30,7 +31,7 @@ class Chunk:
         start: Index of its first item in the batch.
         n: Number of items.
         kind: One of the channel's kinds of chunks.
-        payload: Opaque bytes; for separate items the lengths (u32 each), then the pickles.
+        payload: Opaque bytes, or where they are kept; for separate items the lengths (u32 each), then the pickles.
     """
 
     __slots__ = ("kind", "n", "payload", "start", "token")
@@ -40,7 +41,7 @@ class Chunk:
         self.start = start
         self.n = n
         self.kind = kind
-        self.payload = payload
+        self.payload: Any = payload
 
 
 class Batch:
@@ -313,6 +314,10 @@ class Stored(ABC):
             BackendError: They are damaged or gone; the message names the job's batch.
         """
 
+    @abstractmethod
+    def head(self, n_bytes: int) -> bytes:
+        """Their first bytes, at most so many, which are compared with nothing. Blocks. Errors as ``load``."""
+
 
 def loaded(content: Any) -> bytes:
     """Payload or outcome bytes, wherever they are."""
@@ -369,8 +374,21 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def newest(self, before: int, *, label: str | None = None) -> Iterator[Batch]:
+        """Batches that begin before a jid, newest first, those with forgotten jobs included.
+
+        Args:
+            before: Only those whose first jid is smaller.
+            label: Only those with this label.
+        """
+
+    @abstractmethod
     def forgotten(self, batch: Batch, index: int) -> bool:
         """True for a job that was deleted out of a batch still kept."""
+
+    @abstractmethod
+    def tally(self) -> list[int]:
+        """How many final jobs are kept, by status code; 0 for the other codes. Does not look at a database."""
 
     # --- changes, of which only a durable store takes note ------------------------------------------------------------
 
@@ -416,6 +434,10 @@ class Store(ABC):
     def recall(self, key: str) -> dict[str, Any] | None:
         """The reply kept for this key, or None."""
         return None
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is told inside is one commit, or none."""
+        return nullcontext()
 
     def close(self) -> None:
         """Write what is not written, and let go of the files. Idempotent."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cloud.engine.store.base import Batch, Store
 from cloud.errors import JobNotFound
-from cloud.jobs import Jids
+from cloud.jobs import DONE, STATUS_LABELS, Jids
 
 
 class JidSource:
@@ -109,9 +109,26 @@ class MemoryStore(Store):
             if (label is None or batch.options.label == label) and not (unfinished and batch.finished):
                 yield batch
 
+    def newest(self, before: int, *, label: str | None = None) -> Iterator[Batch]:
+        for batch in sorted([*self._calls.values(), *self._maps], key=_first_jid, reverse=True):
+            if batch.jid0 < before and label in (None, batch.options.label):
+                yield batch
+
     def forgotten(self, batch: Batch, index: int) -> bool:
         deleted = self._deleted.get(batch.jid0)
         return deleted is not None and index in deleted
+
+    def tally(self) -> list[int]:
+        counts = [0] * len(STATUS_LABELS)
+        for batch in self._calls.values():
+            counts[batch.states[0]] += 1
+        for batch in self._maps:
+            for status in range(DONE, len(counts)):
+                counts[status] += batch.states.count(status)
+            for index in self._deleted.get(batch.jid0, ()):
+                counts[batch.states[index]] -= 1
+        counts[:DONE] = [0] * DONE
+        return counts
 
 
 def _first_jid(batch: Batch) -> int:
