@@ -1,4 +1,8 @@
-"""The queue of jobs that are ready: by priority, then in order; and how much of it a worker is given at once."""
+"""The queue of jobs that are ready: by priority, then in order; and how much of it a worker is given at once.
+
+A worker takes only what its environment allows, so each environment has a lane of its own. In embedded use there is
+one lane, that of None.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections import deque
 
 from cloud.engine.executor.base import Executor, Task
 from cloud.engine.store.base import Batch
-from cloud.jobs import DEFAULT_OPTIONS
+from cloud.jobs import DEFAULT_OPTIONS, Environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +19,19 @@ if TYPE_CHECKING:
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""
 _MAX_TASKS: Final = 256
+_NEVER: Final = float("inf")
+
+
+class _Lane:
+    """The batches of one environment."""
+
+    __slots__ = ("environment", "n", "priorities", "queues")
+
+    def __init__(self, environment: Environment | None) -> None:
+        self.environment = environment
+        self.queues: dict[int, deque[Batch]] = {}
+        self.priorities: list[int] = []
+        self.n = 0
 
 
 class Queue:
@@ -26,8 +43,7 @@ class Queue:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._queues: dict[int, deque[Batch]] = {}
-        self._priorities: list[int] = []
+        self._lanes: dict[Environment | None, _Lane] = {None: _Lane(None)}
         self._n = 0
 
     def __bool__(self) -> bool:
@@ -39,27 +55,45 @@ class Queue:
             return
         batch.queued = True
         self._n += 1
+        lane = self._lanes.get(batch.environment)
+        if lane is None:
+            lane = self._lanes[batch.environment] = _Lane(batch.environment)
+        lane.n += 1
         priority = batch.options.priority
-        queue = self._queues.get(priority)
+        queue = lane.queues.get(priority)
         if queue is None:
-            queue = self._queues[priority] = deque()
-            self._priorities = sorted(self._queues)
+            queue = lane.queues[priority] = deque()
+            lane.priorities = sorted(lane.queues)
         if first:
             queue.appendleft(batch)
         else:
             queue.append(batch)
 
-    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+    @property
+    def next_environment(self) -> Environment | None:
+        """Of the batch that is to start next: the first by priority, then by age. None also when nothing is queued.
+
+        What has nothing left to give out is dropped on the way.
+        """
+        return self._first_lane().environment
+
+    def claim(
+        self, free_slots: int, room_s: float, *, idle: bool, environment: Environment | None = None
+    ) -> list[Task]:
         """Take work for one worker; see ``Source.claim``."""
         tasks: list[Task] = []
+        lane = self._lanes.get(environment)
+        # A worker that was refilled for ever would never leave its slot to one of another environment.
+        if lane is None or (not idle and len(self._lanes) > 1 and lane is not self._first_lane()):
+            return tasks
         spent_s, shared, share = 0.0, None, 1
-        for priority in self._priorities:
-            queue = self._queues[priority]
+        for priority in lane.priorities:
+            queue = lane.queues[priority]
             while queue:
                 batch = queue[0]
                 run = batch.next_free()
                 if run is None:
-                    self._drop_first(queue)
+                    self._drop_first(lane, queue)
                     continue
                 options, mean_s = batch.options, batch.function.mean_s
                 if options.cores > free_slots:
@@ -73,12 +107,12 @@ class Queue:
                         tasks.append(Task(batch, start, stop))
                         batch.take_free(stop)
                         if not batch.is_map:
-                            self._drop_first(queue)
+                            self._drop_first(lane, queue)
                     return tasks
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
                 if batch.arguments is not None:
-                    self._drop_first(queue)
+                    self._drop_first(lane, queue)
                 else:
                     if batch is not shared:
                         shared, share = batch, self._share(batch, mean_s)
@@ -92,9 +126,30 @@ class Queue:
                     return tasks  # the rest is for others
         return tasks
 
-    def _drop_first(self, queue: deque[Batch]) -> None:
+    def _drop_first(self, lane: _Lane, queue: deque[Batch]) -> None:
         queue.popleft().queued = False
         self._n -= 1
+        lane.n -= 1
+        if not lane.n and lane.environment is not None:
+            # Each edit of a user's modules makes an environment: they must not gather here.
+            del self._lanes[lane.environment]
+
+    def _first_lane(self) -> _Lane:
+        first, least = self._lanes[None], (_NEVER, 0.0)
+        for lane in list(self._lanes.values()):
+            head = self._head(lane)
+            if head is not None and (head.options.priority, head.created) < least:
+                first, least = lane, (head.options.priority, head.created)
+        return first
+
+    def _head(self, lane: _Lane) -> Batch | None:
+        for priority in lane.priorities:
+            queue = lane.queues[priority]
+            while queue:
+                if queue[0].next_free() is not None:
+                    return queue[0]
+                self._drop_first(lane, queue)
+        return None
 
     def _share(self, batch: Batch, mean_s: float) -> int:
         """How many items of a map one worker is given at most: all of a short one, less towards the end of others."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from cloud.engine.store.base import Batch
+from cloud.jobs import Environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,14 +44,23 @@ class Source(ABC):
     """What an executor needs of the engine."""
 
     @abstractmethod
-    def claim(self, free_slots: int, room_s: float, *, idle: bool) -> list[Task]:
+    def claim(
+        self, free_slots: int, room_s: float, *, idle: bool, environment: Environment | None = None
+    ) -> list[Task]:
         """Work for one worker, possibly none.
 
         Args:
             free_slots: Worker slots not in use; jobs that need more stay queued, and all behind them.
             room_s: How much work, in seconds, this worker may be sent ahead.
-            idle: True when the worker has nothing to do: it then gets work whatever its length.
+            idle: True when the worker has nothing to do: it then gets work whatever its length. A busy one gets none
+                while work of another environment is to start first.
+            environment: What the worker is; it gets work of that environment only.
         """
+
+    @property
+    @abstractmethod
+    def next_environment(self) -> Environment | None:
+        """What a worker must be to take the work that is to start first; None also when nothing is queued."""
 
     @abstractmethod
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
@@ -155,7 +165,9 @@ class Executor(ABC):
 
     @abstractmethod
     def live(self, batch: Batch, index: int) -> dict[str, Any]:
-        """Of a running item: ``pid``, ``started`` (epoch seconds), ``stdout`` and ``stderr`` so far (bytes)."""
+        """Of a running item: ``pid``, ``started`` (epoch seconds), the last part of ``stdout`` and ``stderr`` so
+        far (bytes), and how many bytes they had in all, ``n_stdout`` and ``n_stderr``.
+        """
 
     @abstractmethod
     def suspend(self, caller: Any) -> None:
@@ -189,6 +201,16 @@ class Executor(ABC):
     @abstractmethod
     def n_slots(self) -> int:
         """Worker slots."""
+
+    @property
+    def n_used(self) -> int:
+        """Slots that are in use; more than there are while jobs that waited for others go on."""
+        return 0
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes, idle ones too."""
+        return 0
 
     @property
     @abstractmethod

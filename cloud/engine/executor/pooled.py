@@ -6,7 +6,6 @@ The same processes, template and messages as ``processes``; used by ``backends.p
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 from typing import Any, Final
@@ -17,6 +16,7 @@ from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.worker.pooled import Inherited
+from cloud.jobs import Environment
 
 _SIGKILL: Final = signal.SIGKILL.value
 _LEAVE_S: Final = 5.0
@@ -54,8 +54,7 @@ class PooledProcesses(ProcessExecutor):
         self._dismissed = False
         self.whole_chunks = max_tasks > 0
         if inherited is not None:
-            self._template = self._start_template()
-            self._poll.register(self._template.fd, select.POLLIN)
+            self._template = self._listen_to(self._start_template())
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -75,8 +74,8 @@ class PooledProcesses(ProcessExecutor):
                 return
             self._idle.append(worker)
 
-    def _spawn(self) -> WorkerHandle:
-        worker = super()._spawn()
+    def _spawn(self, environment: Environment | None = None) -> WorkerHandle:
+        worker = super()._spawn(environment)
         self._identify(worker)
         if self._context[0]:
             worker.initialize(self._context, self._initializer or b"")

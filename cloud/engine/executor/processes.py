@@ -27,12 +27,14 @@ from cloud.engine import channel as ch
 from cloud.engine.descriptors import n_spare, off_stdio
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.load import MachineLoad, has_cpu_quota
+from cloud.engine.executor.taking_back import return_from, take_back
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
+from cloud.jobs import Environment
 from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
@@ -48,7 +50,6 @@ _WATCH_OUTPUT_S: Final = 0.05
 _WATCH_FLOOD_S: Final = 0.005
 _SPIN_S: Final = 0.0001
 _LOOK_AT_LOAD_S: Final = 0.02
-_HANDSHAKE_S: Final = 0.00005
 _MAX_FAILED_STARTS: Final = 3
 _MAX_KILLED_STARTS: Final = 20
 _CUT_OFF_S: Final = 0.1
@@ -108,8 +109,9 @@ class ProcessExecutor(Executor):
         self._idle: list[WorkerHandle] = []
         self._used = 0
         self._n_numbers = 0
-        self._failed_starts = 0
+        self._failed_starts: dict[Environment | None, int] = {}
         self._template: TemplateProcess | None = None
+        self._templates: dict[int, TemplateProcess] = {}
         self._poll = select.poll()
         self._woken, self._wake = (off_stdio(fd) for fd in os.pipe())
         os.set_blocking(self._woken, False)
@@ -130,6 +132,14 @@ class ProcessExecutor(Executor):
     @property
     def n_slots(self) -> int:
         return self._n_slots
+
+    @property
+    def n_used(self) -> int:
+        return self._used
+
+    @property
+    def n_workers(self) -> int:
+        return len(self._workers)
 
     @property
     def busy(self) -> bool:
@@ -153,10 +163,13 @@ class ProcessExecutor(Executor):
                 return
             worker.cores = tasks[0].batch.options.cores
             self._occupy(worker)
-            self._give(worker, tasks)
-            limit_s = tasks[0].batch.options.max_runtime_s
-            if limit_s is not None:
-                self._limit_runtime(worker, tasks[0], limit_s)
+            self._begin(worker, tasks)
+
+    def _begin(self, worker: WorkerHandle, tasks: list[Task]) -> None:
+        self._give(worker, tasks)
+        limit_s = tasks[0].batch.options.max_runtime_s
+        if limit_s is not None:
+            self._limit_runtime(worker, tasks[0], limit_s)
 
     def _occupy(self, worker: WorkerHandle) -> None:
         self._used += worker.cores - worker.held_slots
@@ -172,13 +185,14 @@ class ProcessExecutor(Executor):
             self.wake()
             if 0 < len(self._idle) < len(self._workers) and not (self._source.has_queued or self.whole_chunks):
                 self._steal()
-        if self._closed or not self._source.has_queued:
-            return
+        if not self._closed and self._source.has_queued:
+            self._give_busy()
+
+    def _give_busy(self) -> None:
         for worker in self._workers.values():
             if worker.tasks and worker.load_s < AHEAD_S / 2 and worker.takes_work and not worker.n_waiting:
-                tasks = self._source.claim(
-                    self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s, idle=False
-                )
+                free_slots, room_s = self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s
+                tasks = self._source.claim(free_slots, room_s, idle=False, environment=worker.environment)
                 if tasks:
                     self._give(worker, tasks)
 
@@ -187,19 +201,17 @@ class ProcessExecutor(Executor):
         now = time.monotonic()
         if now - self._stole_at < _STEAL_S:
             return  # what was stolen must not be stolen back before any of it is done
-        rich = [
-            worker
-            for worker in self._workers.values()
-            if worker.tasks
-            and worker.takes_work
-            # One that has not started in good time perhaps never will.
-            and (worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S)
-        ]
+        rich = [worker for worker in self._workers.values() if worker.tasks and self._is_rich(worker, now)]
         if rich:
             self._stole_at = now
             share_s = sum(worker.left_s for worker in rich) / (len(rich) + len(self._idle))
             self._take_back(rich)
             self._give_idle(min(share_s, AHEAD_S))
+
+    def _is_rich(self, worker: WorkerHandle, now: float) -> bool:
+        # One that has not started in good time perhaps never will.
+        enough = worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S
+        return enough and worker.takes_work
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -214,34 +226,33 @@ class ProcessExecutor(Executor):
             if self._polling:
                 self.interrupt()
 
-    def _new_worker(self) -> WorkerHandle | None:
+    def _new_worker(self, environment: Environment | None = None) -> WorkerHandle | None:
         """A worker, or None if no more can be had now: descriptors, memory or processes are used up."""
         try:
-            return self._spawn()
+            return self._spawn(environment)
         except OSError as exc:
             if any(not worker.n_waiting or worker.kill_at is not None for worker in self._workers.values()):
                 return None  # those there are do it all, and each asks for more at its end
-            self._fail_queued(f"Worker processes cannot be started: {exc}.")
+            self._fail_queued(f"Worker processes cannot be started: {exc}.", environment)
             return None
 
-    def _fail_queued(self, reason: str) -> None:
-        """Nobody can run what is queued: it ends, rather than wait for ever."""
-        while tasks := self._source.claim(self._n_slots, AHEAD_S, idle=True):
+    def _fail_queued(self, reason: str, environment: Environment | None) -> None:
+        """Nobody can run what is queued for an environment: it ends, rather than wait for ever."""
+        while tasks := self._source.claim(self._n_slots, AHEAD_S, idle=True, environment=environment):
             for task in tasks:
                 for index in range(task.start, task.stop):
                     self._source.lose(task.batch, index, reason, None, own_fault=True)
 
-    def _spawn(self) -> WorkerHandle:
+    def _spawn(self, environment: Environment | None = None) -> WorkerHandle:
         if len(self._workers) >= max(1, n_spare() // N_DESCRIPTORS):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if self._template is None:
-            self._template = self._start_template()
-            self._poll.register(self._template.fd, select.POLLIN)
+        template = self._template_for(environment)
         self._n_numbers += 1
-        worker = WorkerHandle(self._n_numbers, self._settings, capture=self._capture)
+        worker = self._open_worker(self._n_numbers, environment)
+        worker.template = template
         worker.slots[ch.SPIN] = self._spinning
         try:
-            self._template.fork(worker.number, worker.descriptors)
+            template.fork(worker.number, worker.descriptors)
         except OSError:
             worker.close()
             raise
@@ -253,8 +264,21 @@ class ProcessExecutor(Executor):
             self.interrupt()
         return worker
 
+    def _open_worker(self, number: int, environment: Environment | None) -> WorkerHandle:
+        return WorkerHandle(number, self._settings, capture=self._capture)
+
+    def _template_for(self, environment: Environment | None) -> TemplateProcess:
+        if self._template is None:
+            self._template = self._listen_to(self._start_template())
+        return self._template
+
     def _start_template(self) -> TemplateProcess:
         return TemplateProcess(self._preload)
+
+    def _listen_to(self, template: TemplateProcess) -> TemplateProcess:
+        self._templates[template.fd] = template
+        self._poll.register(template.fd, select.POLLIN)
+        return template
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -278,8 +302,8 @@ class ProcessExecutor(Executor):
                         self._read(worker)
                 elif fd == self._woken:
                     os.read(fd, 4096)
-                elif self._template is not None and fd == self._template.fd:
-                    self._hear_template(self._template)
+                elif fd in self._templates:
+                    self._hear_template(self._templates[fd])
             self._look_after_workers()
             self._refill()
 
@@ -359,7 +383,8 @@ class ProcessExecutor(Executor):
         batch, start = task.batch, task.start
         task.start = start + n
         task.position += n
-        self._failed_starts = 0
+        if self._failed_starts:
+            self._failed_starts.pop(worker.environment, None)
         if task.start == task.stop:
             worker.tasks.popleft()
         worker.load_s -= n * task.mean_s
@@ -390,8 +415,8 @@ class ProcessExecutor(Executor):
         self._signal(worker, _SIGKILL)
 
     def _signal(self, worker: WorkerHandle, number: int) -> None:
-        if self._template is not None:
-            self._template.signal(worker.number, number)
+        if worker.template is not None:
+            worker.template.signal(worker.number, number)
 
     # --- deaths -------------------------------------------------------------------------------------------------------
 
@@ -409,9 +434,12 @@ class ProcessExecutor(Executor):
         if not alive:
             # Killed from outside. Its workers die with it, or when their socket ends.
             self._poll.unregister(template.fd)
+            del self._templates[template.fd]
             status = template.close()
-            self._template = None
-            for worker in list(self._workers.values()):
+            if template is self._template:
+                self._template = None
+            for worker in [each for each in self._workers.values() if each.template is template]:
+                worker.template = None
                 _kill_orphan(worker.pid)
                 # If it ended by itself it cannot start workers here, and the next one could not either.
                 self._bury(worker, _SIGKILL if worker.has_begun else status)
@@ -431,19 +459,22 @@ class ProcessExecutor(Executor):
         self._vacate(worker)
         current = worker.slots[ch.CURRENT]
         never_ran = not worker.has_begun
-        reason, exitcode, own_fault = describe_death(status, worker.pid, cut_off=worker.cut_off)
+        reason, exitcode, own_fault = self._describe_death(worker, status)
+        n_failed = self._failed_starts.get(worker.environment, 0)
         if never_ran and worker.tasks:
-            self._failed_starts += 1
+            n_failed += 1
+            self._failed_starts[worker.environment] = n_failed
         killed = os.WIFSIGNALED(status) and not own_fault
-        give_up = never_ran and self._failed_starts >= (_MAX_KILLED_STARTS if killed else _MAX_FAILED_STARTS)
+        give_up = never_ran and n_failed >= (_MAX_KILLED_STARTS if killed else _MAX_FAILED_STARTS)
         output = worker.output()
+        if give_up:
+            reason = self._why_not_started(worker, reason)
         for position, batch, index in reversed(list(worker.items())):
             unreported = position < current and batch.options.reports_late
             if position > current or unreported or (never_ran and not give_up):
                 self._source.give_back(batch, index, index + 1)
             elif give_up:
-                text = f"Worker processes cannot be started; what they print says why. {reason}"
-                self._source.lose(batch, index, text, exitcode, own_fault=True)
+                self._source.lose(batch, index, reason, exitcode, own_fault=True)
             else:
                 self._source.lose(
                     batch,
@@ -459,9 +490,15 @@ class ProcessExecutor(Executor):
         worker.tasks.clear()
         worker.close()
         if give_up:
-            self._failed_starts = 0
-            self._fail_queued(f"Worker processes cannot be started; what they print says why. {reason}")
+            self._failed_starts.pop(worker.environment, None)
+            self._fail_queued(reason, worker.environment)
         self.wake()
+
+    def _describe_death(self, worker: WorkerHandle, status: int) -> tuple[str, int | None, bool]:
+        return describe_death(status, worker.pid, cut_off=worker.cut_off)
+
+    def _why_not_started(self, worker: WorkerHandle, reason: str) -> str:
+        return f"Worker processes cannot be started; what they print says why. {reason}"
 
     def _read_rest(self, worker: WorkerHandle) -> None:
         frames, _ = worker.read()
@@ -499,52 +536,15 @@ class ProcessExecutor(Executor):
         self._take_back(list(self._workers.values()))
 
     def _take_back(self, workers: list[WorkerHandle]) -> None:
-        asked = []
-        for worker in workers:
-            if not worker.tasks or worker.taking_back is not None or worker.dead:
-                continue
-            slots = worker.slots
-            current = slots[ch.CURRENT]
-            if worker.position - 1 == current:
-                continue  # it has begun all it has
-            first = 0 if current == ch.NO_LIMIT else current + 1
-            slots[ch.LIMIT] = worker.limit = first
-            asked.append((worker, first))
-        if not asked:
-            return
-        # A worker announces an item, then looks at the limit. Once our limit has surely reached it, the item it
-        # announced last is the last it can have begun.
-        time.sleep(_HANDSHAKE_S)
-        for worker, first in asked:
-            current = worker.slots[ch.CURRENT]
-            bound = first if current == ch.NO_LIMIT else max(first, current + 1)
-            worker.taking_back = worker.position
-            self._return_from(worker, bound)
+        for worker in take_back(workers, self._source.give_back):
             if not worker.write(ch.frame(ch.RESUME)):
                 self._want_write(worker)
-
-    def _return_from(self, worker: WorkerHandle, bound: int) -> None:
-        kept = []
-        for task in reversed(worker.tasks):
-            end = task.position + task.stop - task.start
-            if task.position >= bound:
-                self._source.give_back(task.batch, task.start, task.stop)
-            elif end > bound:
-                split = task.start + bound - task.position
-                self._source.give_back(task.batch, split, task.stop)
-                task.stop = split
-                kept.append(task)
-            else:
-                kept.append(task)
-        worker.tasks.clear()
-        worker.tasks.extend(reversed(kept))
-        worker.load_s = sum((task.stop - task.start) * task.mean_s for task in worker.tasks)
 
     def _stopped(self, worker: WorkerHandle) -> None:
         if worker.taking_back is None:
             return
         # What it had not reported by now it has not begun.
-        self._return_from(worker, 0)
+        return_from(worker, 0, self._source.give_back)
         worker.taking_back = worker.limit = None
         if worker.kill_at is not None or worker.dead or worker.retired:
             return
@@ -564,9 +564,11 @@ class ProcessExecutor(Executor):
         for worker in self._workers.values():
             found = worker.running()
             if found is not None and found[1] is batch and found[2] == index:
-                out, err = worker.output()
-                age_s = time.monotonic() - worker.began
-                return {"pid": worker.pid, "started": time.time() - age_s, "stdout": out, "stderr": err}
+                lengths = worker.output_lengths()
+                out, err = worker.output(lengths)
+                started = time.time() - (time.monotonic() - worker.began)
+                printed = {"stdout": out, "stderr": err, "n_stdout": lengths[0], "n_stderr": lengths[1]}
+                return {"pid": worker.pid, "started": started, **printed}
         return {}
 
     def kill(self, batch: Batch, index: int) -> bool:
@@ -631,23 +633,23 @@ class ProcessExecutor(Executor):
             if self._closed:
                 return
             self._closed = True
-        self._end(self._template)
+        self._end(list(self._templates.values()))
 
     def abandon(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._end(None)
-        if self._template is not None:
-            self._template.abandon()
+        self._end([])
+        for template in self._templates.values():
+            template.abandon()
 
-    def _end(self, template: TemplateProcess | None) -> None:
+    def _end(self, templates: list[TemplateProcess]) -> None:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
         self._by_fd.clear()
         self._idle.clear()
-        if template is not None:
+        for template in templates:
             template.end()
         self._load.close()
         woken, wake, self._woken, self._wake = self._woken, self._wake, -1, -1

@@ -136,6 +136,10 @@ class SimulatedExecutor(Executor):
         return self._n_slots
 
     @property
+    def n_used(self) -> int:
+        return self._used
+
+    @property
     def busy(self) -> bool:
         return bool(self._jobs)
 

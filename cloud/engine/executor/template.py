@@ -13,7 +13,8 @@ from cloud.engine.descriptors import full, off_stdio
 from cloud.engine.stream import send_with
 from cloud.engine.worker.protocol import MESSAGE
 
-_CONTROL_FD = 3
+CONTROL_FD = 3
+KEPT_FD = 4
 _CODE = (
     "import sys; sys.path.insert(0, {root!r}); import cloud; del sys.path[0]; sys.path += {path!r}; "
     "from cloud.engine.worker.template import main; main({fd}, {preload!r})"
@@ -31,18 +32,21 @@ class TemplateProcess:
     def __init__(self, preload: tuple[str, ...]) -> None:
         if not sys.executable:
             raise OSError("sys.executable is not set: worker processes need a Python interpreter to run")
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
         # cloudpickle may come from a folder that only the program's own path knows.
-        code = _CODE.format(root=root, path=[each for each in sys.path if each], fd=_CONTROL_FD, preload=preload)
-        arguments = [sys.executable, *_interpreter_flags(), "-c", code]
+        path = [each for each in sys.path if each]
+        code = _CODE.format(root=package_root(), path=path, fd=CONTROL_FD, preload=preload)
+        self._start([sys.executable, *_interpreter_flags(), "-c", code], dict(os.environ), {})
+
+    def _start(self, arguments: list[str], environ: dict[str, str], files: dict[int, int]) -> None:
+        """Start the process, with copies of our descriptors ``files`` as its own, by the number they have there."""
         ours, theirs = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         null = -1
         try:
             ours = off_stdio(ours)
             # posix_spawn would overwrite what it is to copy, if that had one of the numbers it copies to.
-            theirs = off_stdio(theirs, _CONTROL_FD + 1)
-            null = off_stdio(os.open(os.devnull, os.O_RDWR), _CONTROL_FD + 1)
-            self._pid = _spawn(arguments, theirs, null)
+            theirs = off_stdio(theirs, KEPT_FD + 1)
+            null = off_stdio(os.open(os.devnull, os.O_RDWR), KEPT_FD + 1)
+            self._pid = _spawn(arguments, environ, {0: null, CONTROL_FD: theirs, **files})
             self._socket = socket.socket(fileno=ours)
         except BaseException:
             os.close(ours)
@@ -138,15 +142,16 @@ class TemplateProcess:
         self._socket.close()
 
 
-def _spawn(arguments: list[str], control: int, null: int) -> int:
-    actions = [
-        (os.POSIX_SPAWN_DUP2, null, 0),
-        (os.POSIX_SPAWN_DUP2, control, _CONTROL_FD),
-    ]
-    environment = dict(os.environ)
+def package_root() -> str:
+    """The folder that holds this package."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+
+def _spawn(arguments: list[str], environ: dict[str, str], files: dict[int, int]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
     # A process group of its own: Ctrl-C in the terminal is the program's business.
     # The thread that starts it may block signals; the template needs them.
-    return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setpgroup=0, setsigmask=())
+    return os.posix_spawn(arguments[0], arguments, environ, file_actions=actions, setpgroup=0, setsigmask=())
 
 
 def _interpreter_flags() -> list[str]:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.base import Task
+from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
-from cloud.jobs import DEFAULT_OPTIONS
+from cloud.jobs import DEFAULT_OPTIONS, Environment
 from cloud.serialization import pickling
 from cloud.serialization.shared import Segment, SharedBytes, memory_file, size_of
 
@@ -61,10 +62,16 @@ class WorkerHandle:
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
         retired: It is to end; it gets no more work.
         cut_off: It lives and its socket is closed: a job of its did that.
+        environment: What it is; it gets batches of that environment only.
+        template: Forked it; None before that, and when that is dead.
     """
 
-    def __init__(self, number: int, settings: dict[str, Any], *, capture: bool) -> None:
+    def __init__(
+        self, number: int, settings: dict[str, Any], *, capture: bool, environment: Environment | None = None
+    ) -> None:
         self.number = number
+        self.environment = environment
+        self.template: TemplateProcess | None = None
         self.pid = 0
         self.tasks: deque[Task] = deque()
         self.load_s = 0.0
@@ -327,12 +334,24 @@ class WorkerHandle:
                 return
             yield task.batch, task.start, min(task.stop, task.start + last - task.position + 1)
 
-    def output(self) -> tuple[bytes, bytes]:
-        """What the running job has printed so far: the last part of each stream."""
+    def output_lengths(self) -> tuple[int, int]:
+        """How many bytes the running job has printed so far."""
+        if not self._captures:
+            return 0, 0
+        starts = (self.slots[ch.OUT], self.slots[ch.ERR])
+        out, err = (max(0, os.fstat(fd).st_size - start) for fd, start in zip(self.output_fds, starts, strict=True))
+        return out, err
+
+    def output(self, lengths: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+        """What the running job has printed so far, or when it had printed so much: the last part of each stream."""
         if not self._captures:
             return b"", b""
         starts = (self.slots[ch.OUT], self.slots[ch.ERR])
-        out, err = (tail(fd, start, self._limit_bytes) for fd, start in zip(self.output_fds, starts, strict=True))
+        ends = (None, None) if lengths is None else (starts[0] + lengths[0], starts[1] + lengths[1])
+        out, err = (
+            tail(fd, start, self._limit_bytes, end)
+            for fd, start, end in zip(self.output_fds, starts, ends, strict=True)
+        )
         return out, err
 
     def limit_output(self) -> bool:

@@ -129,6 +129,12 @@ class Capture:
             self._install_streams()
         return taken
 
+    def rewind(self) -> None:
+        """Empty both files, between jobs."""
+        for index, file in enumerate(self._files):
+            os.ftruncate(file, ch.CAPTURE_START)
+            self._starts[index] = ch.CAPTURE_START
+
     def restore_input(self) -> None:
         """Open stdin again, if a job closed it: the next file that is opened would become it."""
         if not _is_open(0):
@@ -179,9 +185,9 @@ def _same_file(fd: int, other: int) -> bool:
         return False
 
 
-def tail(fd: int, start: int, limit_bytes: int) -> bytes:
-    """The last ``limit_bytes`` of what stands in a capture file from ``start`` on."""
-    end = os.fstat(fd).st_size
+def tail(fd: int, start: int, limit_bytes: int, end: int | None = None) -> bytes:
+    """The last ``limit_bytes`` of what stands in a capture file from ``start`` on, up to ``end``."""
+    end = os.fstat(fd).st_size if end is None else end
     if end <= start:
         return b""
     return os.pread(fd, min(end - start, limit_bytes), max(start, end - limit_bytes))
@@ -194,6 +200,8 @@ def free_pages(fd: int, keep_bytes: int, freed: int) -> int:
         The offset up to which the file is now a hole.
     """
     end = os.fstat(fd).st_size
+    if end < freed:
+        freed = 0  # it was emptied between jobs
     if end - freed < keep_bytes + _PUNCH_BYTES:
         return freed
     upto = (end - keep_bytes) & ~4095

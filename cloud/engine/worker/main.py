@@ -19,7 +19,9 @@ from types import FrameType
 from cloud.engine import channel as ch
 from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.capture import Capture
+from cloud.engine.worker.confinement import confine
 from cloud.engine.worker.items import ItemRecord
+from cloud.engine.worker.limits import Limited, Limits, put_in_force
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.run import Call, pack_ended, run_call
@@ -48,7 +50,8 @@ class Worker:
     Args:
         link: The socket to the engine.
         page: The shared page.
-        settings: ``spin_s``, ``output_limit_bytes``, ``max_transmit_bytes``, ``thread_defaults``, ``capture``.
+        settings: ``spin_s``, ``output_limit_bytes``, ``max_transmit_bytes``, ``thread_defaults``, ``capture``; in a
+            server's worker ``confinement``, which ``confine`` has acted on.
         inherited: What it has from the program, if it was forked from that.
     """
 
@@ -64,7 +67,12 @@ class Worker:
         self._inherited = inherited
         self._initialization = Initialization()
         self.namespace = _fresh_main() if inherited is None else pickling.CopiedNamespace.of_copy()
-        self._surroundings = Surroundings(self._dirty, settings["thread_defaults"])
+        confined = settings.get("confinement")
+        self._limited: Limited | None = None
+        if confined is not None:
+            self._limited = Limited(Limits(*confined["limits"]), confined["cgroup"], self._dirty)
+            put_in_force(self._limited)
+        self._surroundings = Surroundings(self._dirty, settings["thread_defaults"], own=confined is not None)
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._contexts: dict[int, tuple[Any, ...]] = {}
         self._context = 0
@@ -220,7 +228,7 @@ class Worker:
         if context != self._context or extras:
             # Not kept if it raises: the next job then tries, and reports, again.
             self._context = 0
-            self._surroundings.apply(self._with_extras(self._contexts[context], extras))
+            self._surroundings.apply(self._contexts[context], extras)
             if not extras:
                 self._context = context
         function = self._functions.get(token)
@@ -229,10 +237,6 @@ class Worker:
             if keep:
                 self._functions[token] = function
         return function
-
-    def _with_extras(self, context: tuple[Any, ...], extras: dict[str, str]) -> tuple[Any, ...]:
-        path, cwd, environ, level = context
-        return path, cwd, {**environ, **{os.fsencode(name): os.fsencode(extras[name]) for name in extras}}, level
 
     # --- a run of map items -------------------------------------------------------------------------------------------
 
@@ -350,6 +354,9 @@ class Worker:
     def _end_of_output(self) -> tuple[bytes, bytes]:
         out, err = self._capture.take()
         if out or err:
+            if self._limited is not None:
+                # The limit for files counts from their beginning: what earlier jobs printed must not fill them.
+                self._capture.rewind()
             self.slots[ch.OUT], self.slots[ch.ERR] = self._capture.starts
         return out, err
 
@@ -357,6 +364,10 @@ class Worker:
         if self._dirty[0] or sys.path != self._surroundings.path:
             if os.getpid() != self.pid:
                 os._exit(0)  # a child that the job forked and that returned into our loop
+            if self._limited is not None and self._limited.met:
+                # It may have left no memory or no descriptors for the next job, which another worker is given.
+                self._flush()
+                os._exit(0)
             self._surroundings.restore()
             self._capture.restore_input()
             self._dirty[0] = False
@@ -463,7 +474,10 @@ def serve(socket_fd: int, page_fd: int, inherited: Inherited | None = None) -> N
     try:
         page = ch.Page(page_fd)
         os.close(page_fd)
-        worker = Worker(link, page, link.receive_settings(), inherited)
+        settings = link.receive_settings()
+        if "confinement" in settings:
+            confine(settings["confinement"])
+        worker = Worker(link, page, settings, inherited)
         _CURRENT.append(worker)
         worker.loop()
     except LinkClosed:

@@ -200,6 +200,9 @@ def _unpicklable_result(value: Any, cause: BaseException) -> BaseException:
 
 
 def _error_sections(error: BaseException, namespace: pickling.Namespace) -> list[tuple[int, bytes]]:
+    from cloud.engine.worker.limits import explain
+
+    explain(error)  # first: there may be no room left to import what follows
     from cloud.serialization.exceptions import dumps_exception, format_exception
 
     text = format_exception(error, _user_frames(error.__traceback__))

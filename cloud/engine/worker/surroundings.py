@@ -20,8 +20,11 @@ def snapshot() -> tuple[Any, ...]:
     """The surroundings of this process now: what a submission sends along.
 
     Returns:
-        (sys.path, current directory or "" if it was removed, environment as bytes, root logging level or None).
+        (sys.path, current directory or "" if it was removed, environment as bytes, root logging level or None). In a
+        server's worker, whose own surroundings all its jobs have, (None, "", {}, root logging level).
     """
+    if _KEPT_TO:
+        return None, "", {}, _log_level()
     return sys.path[:], current_directory(), dict(raw_environ()), _log_level()
 
 
@@ -56,15 +59,20 @@ def thread_defaults(n_cores: int, n_slots: int) -> dict[str, str]:
     return dict.fromkeys(_THREAD_VARIABLES, threads)
 
 
+_KEPT_TO: Final[list[Surroundings]] = []
+"""Of a worker that keeps to its own surroundings."""
+
+
 class Surroundings:
     """Applies and restores surroundings in a worker process.
 
     Args:
         dirty: A one-item list; set to True by any change that ``restore`` would undo.
         defaults: Environment variables set where a submission's environment lacks them.
+        own: Jobs see this process's import path, directory and environment, not those of their submission.
     """
 
-    def __init__(self, dirty: list[bool], defaults: dict[str, str]) -> None:
+    def __init__(self, dirty: list[bool], defaults: dict[str, str], *, own: bool = False) -> None:
         self._dirty = dirty
         self._defaults = defaults
         self.path: list[str] = sys.path[:]
@@ -78,6 +86,10 @@ class Surroundings:
         self._kept_environ: dict[str, str | None] | None = None
         self._kept_path: tuple[list[str], bool] = [], False
         self._kept_cwd = ""
+        self._own = (self.path, current_directory(), {os.fsencode(k): os.fsencode(os.environ[k]) for k in os.environ})
+        if own:
+            self._cwd = self._own[1]
+            _KEPT_TO[:] = [self]
         self._watch()
 
     def _watch(self) -> None:
@@ -114,13 +126,21 @@ class Surroundings:
         self._set_handler = set_handler
         os.register_at_fork(after_in_child=lambda: dirty.__setitem__(0, True))
 
-    def apply(self, surroundings: tuple[Any, ...]) -> None:
-        """Take over the surroundings of a submission.
+    def apply(self, surroundings: tuple[Any, ...], extras: dict[str, str] | None = None) -> None:
+        """Take over the surroundings of a submission; only its logging level, where jobs see the worker's own.
+
+        Args:
+            surroundings: As from ``snapshot``; with None as the path, the worker's own are meant.
+            extras: Environment variables besides.
 
         Raises:
             OSError: The directory cannot be entered; the rest is applied.
         """
         path, cwd, raw_environ, level = surroundings
+        if path is None or _KEPT_TO:
+            path, cwd, raw_environ = self._own
+        if extras:
+            raw_environ = {**raw_environ, **{os.fsencode(name): os.fsencode(extras[name]) for name in extras}}
         environ = {**self._defaults, **{os.fsdecode(name): os.fsdecode(raw_environ[name]) for name in raw_environ}}
         if self._kept_environ is not None:
             kept = {**environ, **self._kept_environ}

@@ -60,9 +60,17 @@ class Template:
         control: Socket to the engine.
         preload: Modules to import once idle, so that workers forked from then on have them.
         inherited: What its workers have from the program, if this process was forked from that.
+        kept_fd: A descriptor that tells others, by staying open, that there may be workers; -1 for none.
     """
 
-    def __init__(self, control: socket.socket, preload: tuple[str, ...], inherited: Inherited | None = None) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        preload: tuple[str, ...],
+        inherited: Inherited | None = None,
+        kept_fd: int = -1,
+    ) -> None:
+        self._kept_fd = kept_fd
         self._preload = preload
         self._inherited = inherited
         self._control = control
@@ -169,8 +177,9 @@ class Template:
         self._libc.become_subreaper()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in (self._control.detach(), self._woken, self._wake):
-            os.close(fd)
+        for fd in (self._control.detach(), self._woken, self._wake, self._kept_fd):
+            if fd >= 0:
+                os.close(fd)
         link, page, out, err = descriptors
         for fd in (link, page):
             os.set_inheritable(fd, False)
@@ -187,6 +196,11 @@ class Template:
             pass  # the engine is gone; the next look at the socket ends us
 
     def _reap(self) -> None:
+        # What an orphan forks before it is killed becomes a child of ours as it dies: look until there is none.
+        while self._reap_dead():
+            self._bury_orphans()
+
+    def _reap_dead(self) -> bool:
         lost_one = False
         while True:
             try:
@@ -195,6 +209,7 @@ class Template:
                 break
             if pid == 0:
                 break
+            lost_one = True
             number = self._ids.pop(pid, None)
             if number is None:
                 continue
@@ -205,9 +220,7 @@ class Template:
             # Its group first: whoever is left in it must not outlive the worker.
             _kill_group(pid)
             self._tell(b"D", number, status)
-            lost_one = True
-        if lost_one:
-            self._bury_orphans()
+        return lost_one
 
     def _bury_orphans(self) -> None:
         """Kill what dead workers left: as subreapers they and we inherit it, so it is now a child of ours."""
@@ -271,15 +284,17 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def main(control_fd: int, preload: tuple[str, ...]) -> None:
+def main(control_fd: int, preload: tuple[str, ...], kept_fd: int = -1) -> None:
     """Entry point of the template process; it ends with the program."""
-    os.closerange(control_fd + 1, 4096)
+    os.closerange(max(control_fd, kept_fd) + 1, 4096)
     for fd in (1, 2):
         try:
             os.fstat(fd)
         except OSError:
             # The program runs without: a worker's socket must not get this number.
             os.dup2(0, fd)
-    Template(socket.socket(fileno=control_fd), preload).run()
+    if kept_fd >= 0:
+        os.set_inheritable(kept_fd, False)
+    Template(socket.socket(fileno=control_fd), preload, kept_fd=kept_fd).run()
     # The program waits for this process to be gone: tearing the interpreter down would only take time.
     os._exit(0)
