@@ -1,8 +1,9 @@
-"""Which part of an object refused to be pickled, in words."""
+"""Why bytes could not be made or used, in words: which part refused to be pickled, which module is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 
 from cloud.errors import SerializationError
@@ -30,6 +31,41 @@ def cannot_pickle(what: str, obj: Any, cause: BaseException) -> SerializationErr
     return SerializationError(
         f"{what} cannot be pickled: {path} is {_describe(culprit)} ({type(cause).__name__}: {cause}{notes})",
         hint="Create such objects inside the job, or pass what is needed to make them.",
+    )
+
+
+def explain_missing_module(
+    exc: ImportError, client_packages: Mapping[str, str] | None = None, not_sent: Mapping[str, str] | None = None
+) -> str:
+    """Say which module a server lacks, which distribution has it, and what to do; "" if no module is missing.
+
+    Args:
+        exc: What loading the job's function or arguments raised there.
+        client_packages: What the client has installed, module -> 'distribution==version'; None when not known.
+        not_sent: Modules of the user that stayed behind, dotted name -> reason; None when not known.
+    """
+    name = exc.name
+    if not isinstance(exc, ModuleNotFoundError) or not name:
+        return ""
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    if type(exc).__name__ == "PackageNotFoundError":
+        return (
+            f"The server's {python} has no distribution {name!r}, whose metadata the job asked for. Install it there."
+        )
+    lacks = f"The server's {python} has no module {name!r}"
+    top = name.partition(".")[0]
+    reason = next((not_sent[each] for each in (name, top) if each in not_sent), None) if not_sent else None
+    if reason is not None:
+        return f"{lacks}. It is yours, and it was not sent: {reason}. Let it travel, or install it on the server."
+    requirement = client_packages.get(top) if client_packages else None
+    if requirement is not None:
+        return f"{lacks}; here it comes from {requirement}. Install that on the server: pip install {requirement!r}"
+    if top in sys.stdlib_module_names:
+        return f"{lacks}, which is part of the standard library elsewhere. Use it in a way that this version has."
+    return (
+        f"{lacks}. If it comes from an index, install its distribution on the server: pip install <distribution of "
+        f"{top}>. If it is yours, it was not sent: automatic_dependency_transfer is off, dependency_whitelist does not "
+        "name it, or it is a compiled extension module, which has to be installed on the server too."
     )
 
 
