@@ -46,7 +46,9 @@ def api_keys() -> list[dict[str, object]]:
 
     Returns:
         One dict per key: ``api_key`` (its number), ``api_secretkey`` (None: it is shown on creation only), ``active``
-        (bool), ``created`` (datetime, UTC) and ``note`` (str).
+        (bool), ``created`` (datetime, UTC), ``note`` (str), ``scopes`` (what it may do: a tuple of some of ``'submit'``,
+        ``'read'``, ``'kill'``, ``'files'``, ``'cron'``, ``'admin'``), ``expires`` and ``last_used`` (datetime, UTC, or
+        None), and ``revoked`` (bool; then it cannot be activated again).
 
     Raises:
         AccountError: `setuser` was not called.
@@ -73,7 +75,7 @@ def activate_api_key(key: int) -> None:
         key: Its number, ``api_key``.
 
     Raises:
-        AccountError: `setuser` was not called, you have no such key, or you have 50 other active keys.
+        AccountError: `setuser` was not called, you have no such key, it was revoked, or you have 50 other active keys.
         TypeError: `key` is not an integer.
     """
     current.resources().accounts.activate_api_key(key)

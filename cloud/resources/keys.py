@@ -23,7 +23,17 @@ from typing import Final
 from cloud.errors import AccountError, BackendError
 from cloud.resources import write_private
 
-__all__ = ["MAX_KEY", "SCOPES", "ApiKey", "Pepper", "can_be_secret", "check_key", "check_scopes", "digest", "new_secret"]
+__all__ = [
+    "MAX_KEY",
+    "SCOPES",
+    "ApiKey",
+    "Pepper",
+    "can_be_secret",
+    "check_key",
+    "check_scopes",
+    "digest",
+    "new_secret",
+]
 
 #: What a key may be allowed to do, in the order in which scopes are shown.
 SCOPES: Final = ("submit", "read", "kill", "files", "cron", "admin")
@@ -61,7 +71,6 @@ class ApiKey:
         expires_s: float | None,
         last_used_s: float | None,
         revoked: int,
-        secret: str | None = None,
     ) -> ApiKey:
         """The record from what the database has of it."""
         return cls(
@@ -73,7 +82,6 @@ class ApiKey:
             expires=_moment(expires_s),
             last_used=_moment(last_used_s),
             revoked=bool(revoked),
-            api_secretkey=secret,
         )
 
 

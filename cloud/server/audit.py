@@ -134,6 +134,10 @@ class AuditLog:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
             self._end_bytes = -1
+            if os.geteuid() == 0:
+                # An operator may be root where the server is not: it must be able to write what root has made.
+                owner = os.stat(os.path.dirname(self._path))
+                os.fchown(self._descriptor, owner.st_uid, owner.st_gid)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         try:
             yield self._descriptor

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import cloud
 from cloud.errors import AccountError, BackendError
-from cloud.resources import accounts
+from cloud.resources import accounts, keys
 from cloud.resources.accounts import AccountSession, AccountStore, Principal, Role
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,6 +70,13 @@ def in_child(function: Callable[[], object]) -> Callable[[], int]:
     return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def principal(user: str, role: Role, api_key: int | None = None) -> Principal:
+    """Who a user of the first workgroup, lab, is without quotas."""
+    return Principal(
+        user=user, workgroup="lab", workgroup_id=1, role=role, scopes=frozenset(role.scopes), api_key=api_key
+    )
+
+
 def secret_of(key: accounts.ApiKey) -> str:
     assert key.api_secretkey is not None
     return key.api_secretkey
@@ -80,8 +87,7 @@ class TestUsers:
         store.create_workgroup("lab")
         for role in Role:
             store.create_user(f"u {role}", "päss", "lab", role)
-            expected = Principal(user=f"u {role}", workgroup="lab", role=role, api_key=None)
-            assert store.verify_password(f"u {role}", "päss") == expected
+            assert store.verify_password(f"u {role}", "päss") == principal(f"u {role}", role)
         assert store.verify_password("u admin", "pass") is None
         assert store.verify_password("u admin", "päss ") is None
         assert store.verify_password("nobody", "päss") is None
@@ -175,7 +181,7 @@ class TestUsers:
         assert store.create_first_user("ada", "engine", "lab") is True
         assert store.create_first_user("ada", "engine", "lab") is False
         assert store.create_first_user("bob", "p", "other") is False
-        assert store.verify_password("ada", "engine") == Principal(user="ada", workgroup="lab", role=Role.ADMIN)
+        assert store.verify_password("ada", "engine") == principal("ada", Role.ADMIN)
         assert store.verify_password("bob", "p") is None
         store.create_workgroup("other")  # and not left behind by bob
 
@@ -202,7 +208,7 @@ class TestKeys:
         key = store.create_key(ada, "laptop")
         assert (key.api_key, key.active, key.note) == (1, True, "laptop")
         assert timedelta() <= datetime.now(UTC) - key.created < timedelta(minutes=1)
-        expected = Principal(user="ada", workgroup="lab", role=Role.MEMBER, api_key=1)
+        expected = principal("ada", Role.MEMBER, api_key=1)
         assert store.verify_key(key.api_key, secret_of(key)) == expected
         reopened = AccountStore(os.path.dirname(store._database._path))
         assert reopened.verify_key(key.api_key, secret_of(key)) == expected
@@ -251,8 +257,8 @@ class TestKeys:
     @FEW
     @given(st.data())
     def test_typos_are_refused_without_the_database(self, store: AccountStore, ada: str, data: st.DataObject) -> None:
-        secret = accounts._new_secret()
-        assert accounts._can_be_secret(secret)
+        secret = keys.new_secret()
+        assert keys.can_be_secret(secret)
         position = data.draw(st.integers(0, len(secret) - 1))
         wrong = data.draw(st.characters().filter(lambda c: c != secret[position]))
         typos = [
@@ -323,17 +329,17 @@ class TestKeys:
         assert store.list_keys(ada)[0].active
 
     def test_fifty_keys_may_be_active(self, store: AccountStore, ada: str) -> None:
-        keys = [store.create_key(ada) for _ in range(50)]
+        made = [store.create_key(ada) for _ in range(50)]
         with pytest.raises(AccountError, match=r"50 active API keys.*\n.*Deactivate"):
             store.create_key(ada)
         assert len(store.list_keys(ada)) == 50
-        store.set_key_active(ada, keys[0].api_key, True)  # is one of the fifty
-        store.set_key_active(ada, keys[0].api_key, False)
-        assert store.create_key(ada).api_key > keys[-1].api_key
+        store.set_key_active(ada, made[0].api_key, True)  # is one of the fifty
+        store.set_key_active(ada, made[0].api_key, False)
+        assert store.create_key(ada).api_key > made[-1].api_key
         with pytest.raises(AccountError, match="50 active"):
-            store.set_key_active(ada, keys[0].api_key, True)
+            store.set_key_active(ada, made[0].api_key, True)
         assert not store.list_keys(ada)[0].active
-        store.set_key_note(ada, keys[0].api_key, "retired")
+        store.set_key_note(ada, made[0].api_key, "retired")
         store.create_user("bob", "p", "lab")
         assert store.create_key("bob").active
 
@@ -384,7 +390,7 @@ class TestKeys:
 
     def test_reads_create_nothing(self, store: AccountStore, folder: Path) -> None:
         assert store.verify_password("ada", "p") is None
-        assert store.verify_key(1, accounts._new_secret()) is None
+        assert store.verify_key(1, keys.new_secret()) is None
         with pytest.raises(AccountError, match="no user"):
             store.list_keys("ada")
         store.close()
@@ -463,7 +469,14 @@ class TestFace:
         assert face.setuser("ada", "engine") is None
         assert face.api_keys() == []
         key = face.create_api_key()
-        assert set(key) == {"api_key", "api_secretkey", "active", "created", "note"}
+        assert {name: value for name, value in key.items() if name not in {"api_key", "api_secretkey", "created"}} == {
+            "active": True,
+            "note": "",
+            "scopes": ("submit", "read", "kill", "files", "cron", "admin"),
+            "expires": None,
+            "last_used": None,
+            "revoked": False,
+        }
         assert type(key["api_key"]) is int
         assert key["created"].tzinfo is UTC
         assert store.verify_key(key["api_key"], key["api_secretkey"]) is not None
