@@ -90,7 +90,7 @@ class Address:
         self.url = shown.rstrip("/")
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = host if self.port == _PORTS[parts.scheme] else f"{host}:{self.port}"
-        here = is_loopback(self.host)
+        here = _is_loopback(self.host)
         if not self.secure and not here and not insecure:
             raise ConfigurationError(
                 f"{self.url} is another machine, and http:// would send your key and data in clear. Use https://, or "
@@ -102,7 +102,7 @@ class Address:
         return f"Address({self.url!r})"
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Tell whether a host is this machine, going by its name alone."""
     if host.lower() == "localhost":
         return True

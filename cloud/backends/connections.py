@@ -134,8 +134,9 @@ class Connection:
             if len(small) + len(piece) <= _JOINED_BYTES:
                 small += piece
                 continue
-            self._sock.sendall(small)
-            small = bytearray()
+            if small:
+                self._sock.sendall(small)
+                small = bytearray()
             with memoryview(piece) as whole:
                 # The time limit of sendall is for all that it is given.
                 for start in range(0, len(whole), _SEND_BYTES):
@@ -251,7 +252,8 @@ class Connections:
         except BaseException:
             connection.close()
             raise
-        self._open.add(connection)
+        with self._lock:
+            self._open.add(connection)
         if self.is_closed:  # while it was opened: whoever closed may not have seen it
             connection.close()
             raise NoConnection(f"no connection to {peer.url}") from OSError("closed meanwhile")
@@ -273,9 +275,10 @@ class Connections:
         with self._lock:
             self._closed.set()
             idle, self._idle = self._idle, []
+            in_use = set(self._open).difference(idle)
         for connection in idle:
             connection.close()
-        for connection in list(self._open):
+        for connection in in_use:
             connection.shut()
 
     def forked(self) -> None:
