@@ -4,8 +4,9 @@
 
     cloud.cron.register(backup, "nightly-backup", "30 2 * * *", tz="Europe/Berlin")
 
-Registering stores the function; it is called where crons are run: by ``cloud cron run`` on this machine, or by the
-server. The program that registered may be long gone by then.
+Registering stores the function; it is called where crons are run: by the server in use, at each slot once, whatever
+becomes of programs and server meanwhile; without a server by ``cloud cron run`` on this machine. The program that
+registered may be long gone by then. On a server the crons are those of the workgroup, and also jobs may use them.
 
 Source: PiCloud client 2.1.1-2.8.5, ``cloud.cron``. New here: ``tz``, ``missed``, ``overlap``, `preview`, use without
 a server, names in lists and ranges.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from cloud import current
 
 if TYPE_CHECKING:
+    from cloud.backends.crons import RemoteCrons
     from cloud.resources.crons import CronService, MissedPolicy, OverlapPolicy
 
 __all__ = ["deregister", "info", "list", "manual_run", "preview", "register"]
@@ -111,7 +113,7 @@ def deregister(label: str) -> None:
 
 
 def manual_run(label: str) -> int:
-    """Run a cron's function once, now and here, and return the jid; its schedule goes on. Errors as `deregister`."""
+    """Run a cron's function once, now, and return the jid; its schedule goes on. Errors as `deregister`."""
     return _crons().manual_run(_checked(label))
 
 
@@ -147,7 +149,7 @@ def preview(schedule: str | Sequence[str | int], n: int = 5, tz: str = "UTC") ->
     return slots(schedule, n, tz)
 
 
-def _crons() -> CronService:
+def _crons() -> CronService | RemoteCrons:
     return current.resources().crons
 
 

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from cloud.backends.accounts import RemoteAccounts
     from cloud.backends.base import Backend
+    from cloud.backends.beside import RemoteResources
+    from cloud.backends.remote import RemoteBackend
     from cloud.engine.store.memory import JidSource
+    from cloud.jobs import JobOptions
     from cloud.resources.crons import CronEntry
     from cloud.resources.embedded import Resources
+    from cloud.serialization.functions import Function
 
 
 class _Process:
@@ -38,6 +43,8 @@ class _Process:
         self.key: tuple[Any, Any, Any] | None = None
         self._jids: JidSource | None = None
         self._resources: Resources | None = None
+        self._accounts: tuple[str, RemoteAccounts] | None = None
+        self._in_server: bool | None = None
         self.own: weakref.WeakSet[Cloud] = weakref.WeakSet()
         self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes, others=self._list_own)
         self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes, others=self._list_own)
@@ -152,7 +159,11 @@ class _Process:
 
     # --- resources ----------------------------------------------------------------------------------------------------
 
-    def resources(self) -> Resources:
+    def resources(self) -> Resources | RemoteResources:
+        if self._uses_server():
+            from cloud.backends.beside import RemoteResources
+
+            return RemoteResources(self._remote, _pickle_call, self._remote_accounts)
         from cloud.resources.embedded import Jobs, Resources
 
         home = home_folder()
@@ -165,6 +176,43 @@ class _Process:
                 jobs = Jobs(_dumps, _submit, _is_finished, _kill, self._now)
                 present = self._resources = Resources(home, jobs, simulated=simulated)
             return present
+
+    def _uses_server(self) -> bool:
+        if this_worker() is None:
+            return not self.uses_simulator() and self.credentials() is not None
+        if self._in_server is None:
+            self._in_server = self.cloud.backend.connection_info()["connection_type"] == "server"
+        return self._in_server
+
+    def _remote(self) -> RemoteBackend:
+        opened: Any = self.cloud.backend
+        backend: RemoteBackend = opened
+        return backend
+
+    def _remote_accounts(self) -> RemoteAccounts:
+        """Who is signed in to the server in use: a password is for one server only."""
+        from cloud.backends.accounts import RemoteAccounts
+        from cloud.errors import AccountError
+
+        credentials = self.credentials()
+        url = "" if credentials is None else credentials[2] or self.settings.server_url
+        if not url or this_worker() is not None:
+            raise AccountError(
+                "accounts are managed where the program runs, with the server named",
+                hint="Pass server_url to cloud.setkey(), or set CLOUD_SERVER_URL; jobs have no credentials.",
+            )
+        with self.lock:
+            if self._accounts is None or self._accounts[0] != url:
+                from cloud.backends.http import open_accounts
+
+                self._sign_out()
+                self._accounts = url, RemoteAccounts(*open_accounts(self.settings, url))
+            return self._accounts[1]
+
+    def _sign_out(self) -> None:
+        accounts, self._accounts = self._accounts, None
+        if accounts is not None:
+            accounts[1].close()
 
     def _now(self) -> datetime:
         from datetime import UTC, datetime
@@ -183,6 +231,7 @@ class _Process:
         self.cloud.close()
         self.mp.close()
         resources, self._resources = self._resources, None
+        self._sign_out()
         if resources is not None:
             resources.close()
 
@@ -190,7 +239,7 @@ class _Process:
         # The parent's jobs, workers and threads are not the child's. Its locks may be held by threads that are gone.
         self.lock = threading.RLock()
         self._jids = None
-        self._resources = None
+        self._resources = self._accounts = None
         interrupts = sys.modules.get("cloud.engine.interrupts")
         if interrupts is not None:
             interrupts.forget_main_thread()
@@ -211,6 +260,16 @@ def this_worker() -> Any:
 
 def _dumps(func: Any, reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
     return process.cloud.pickle_job(func, reserved)
+
+
+def _pickle_call(func: Callable[..., Any], reserved: dict[str, Any]) -> tuple[Function, bytes, JobOptions]:
+    from cloud.jobs import JobOptions
+    from cloud.serialization import pickling
+    from cloud.serialization.functions import Function
+
+    payload, options = process.cloud.pickle_job(func, reserved)
+    content, name, reusable, arguments, _ = pickling.loads(payload)
+    return Function(content, name, reusable=reusable), arguments, JobOptions.from_dict(options)
 
 
 def _submit(entry: CronEntry) -> int:
@@ -243,7 +302,7 @@ def mp() -> Cloud:
     return process.mp
 
 
-def resources() -> Resources:
+def resources() -> Resources | RemoteResources:
     """Files, crons and accounts beside the current backend."""
     return process.resources()
 

@@ -1,8 +1,9 @@
 """Named files that programs and jobs share: put them once, read them anywhere.
 
-The functions work on the current backend's store; without a server that is the data folder of this machine
-(``~/.cloud`` or ``CLOUD_HOME``), and files put there stay until deleted. All of them block, and may be called
-from any thread.
+The functions work on the current backend's store: the files of the user's workgroup on the server, also from inside
+its jobs; without a server the data folder of this machine (``~/.cloud`` or ``CLOUD_HOME``). Files stay until deleted.
+All functions block, and may be called from any thread. To and from a server files go in pieces; one that the network
+or the server's end cuts off goes on where it was.
 
 ::
 
@@ -40,7 +41,9 @@ def put(file_path: str | os.PathLike[str], name: str | None = None) -> None:
         name: The name to store it under.
 
     Raises:
-        OSError: The file cannot be read, or the store's disk is full. What had the name before is kept.
+        OSError: The file cannot be read, or this machine's disk is full. What had the name before is kept.
+        PayloadTooLarge: It is larger than a file on the server may be.
+        BackendError: The server cannot be reached, or has no room for it.
     """
     current.resources().files.put(file_path, name)
 
@@ -53,7 +56,8 @@ def putf(f: Readable | str | bytes, name: str) -> None:
         name: The name to store it under.
 
     Raises:
-        OSError: Reading failed, or the store's disk is full. What had the name before is kept.
+        OSError: Reading failed, or this machine's disk is full. What had the name before is kept.
+        PayloadTooLarge, BackendError: As `put`.
         TypeError: `f` is none of these.
     """
     current.resources().files.putf(f, name)

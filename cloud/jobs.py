@@ -375,6 +375,9 @@ def _one_jid(value: Any, verb: str) -> int:
 _HEADER: Final = struct.Struct("<BBHIddffI")
 _SECTION: Final = struct.Struct("<BQ")
 
+OUTCOME_HEADER_BYTES: Final = _HEADER.size
+"""Of an outcome's beginning, in which its times are."""
+
 VALUE: Final = 1  #: the pickled result
 PACKED: Final = 2  #: one pickle of a list: the results of a run of map items
 ERROR_TEXT: Final = 3  #: the traceback, or what happened, as text

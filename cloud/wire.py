@@ -7,7 +7,7 @@ document and the tests of authorization are all made from ``OPERATIONS``. A mess
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cloud.jobs import Jids
 
@@ -249,6 +249,29 @@ OPERATIONS: Final = (
         {"jids": _JIDS},
     ),
     Operation(
+        "list",
+        "POST /jobs/list",
+        "read",
+        "Jobs that match all that is given, in short and newest first; before: where to go on, null at the end.",
+        {
+            "label": _OPTIONAL_TEXT,
+            "status": {"anyOf": [{"type": "array", "items": _STATUS, "maxItems": 16}, {"type": "null"}]},
+            "function": _OPTIONAL_TEXT,
+            "before": {"anyOf": [_JID, {"type": "null"}]},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+        },
+        {"jobs": {"type": "array", "items": _OBJECT}, "before": {"type": ["integer", "null"]}},
+        optional=("label", "status", "function", "before"),
+    ),
+    Operation(
+        "overview",
+        "GET /overview",
+        "read",
+        "How many jobs there are, by status code; worker slots, those in use, and workers.",
+        {},
+        {"counts": {"type": "array", "items": _JID}, "n_slots": _COUNT, "n_used": _COUNT, "n_workers": _COUNT},
+    ),
+    Operation(
         "cancel",
         "POST /jobs/kill",
         "kill",
@@ -294,8 +317,306 @@ OPERATIONS: Final = (
 )
 """Every operation on jobs; those of the resources follow in ``RESOURCE_OPERATIONS``."""
 
-RESOURCE_OPERATIONS: Final[tuple[Operation, ...]] = ()
-"""Operations on what stands beside the jobs."""
+MAX_PIECE_BYTES: Final = 16 << 20
+"""The most that one request carries of a stored file; what is larger goes in pieces."""
+
+_NAME: Final = {"type": "string", "minLength": 1, "maxLength": 1024, "description": "of a stored file; never a path"}
+_PREFIX: Final = {"type": "string", "maxLength": 1024}
+_SIZE: Final = {"type": "integer", "minimum": 0, "maximum": _MAX_INT}
+_PIECE: Final = {"type": "integer", "minimum": 0, "maximum": MAX_PIECE_BYTES}
+_SHA256: Final = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_UPLOAD: Final = {"type": "string", "pattern": "^[0-9a-f]{32}$", "description": "names an upload"}
+_LABEL: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[\\x00-\\x7f]*$"}
+_TIME: Final = {"type": ["string", "null"], "description": "ISO 8601, in UTC"}
+_USER: Final = {"type": "string", "minLength": 1, "maxLength": 256}
+_KEY: Final = {"type": "integer", "minimum": 0, "maximum": _MAX_INT, "description": "number of an API key"}
+_PASSWORD: Final = {"type": "string", "minLength": 1, "maxLength": 1024}
+_ROLE: Final = {"type": "string", "enum": ["admin", "member", "read_only"]}
+_ONE_KEY: Final = {
+    "api_key": _KEY,
+    "active": _BOOL,
+    "created": _TIME,
+    "note": {"type": "string"},
+    "scopes": {"type": "array", "items": {"type": "string"}},
+    "expires": _TIME,
+    "last_used": _TIME,
+    "revoked": _BOOL,
+}
+_ONE_USER: Final = {
+    "user": _USER,
+    "workgroup": {"type": "string"},
+    "role": _ROLE,
+    "active": _BOOL,
+    "created": _TIME,
+}
+_FILE_FACTS: Final = {"size": _SIZE, "md5": {"type": "string"}, "sha256": _SHA256}
+
+_FILE_OPERATIONS: Final = (
+    Operation(
+        "files.put",
+        "POST /files/put",
+        "files",
+        "Store a small file, in one request. It is on disk when this is answered.",
+        {"name": _NAME, "sha256": _SHA256},
+        blobs="the contents",
+        changes=True,
+    ),
+    Operation(
+        "files.begin",
+        "POST /files/begin",
+        "files",
+        "Begin an upload, to be sent in pieces. It is given up when a day has passed since its last piece.",
+        {},
+        {"upload": _UPLOAD},
+        changes=True,
+    ),
+    Operation(
+        "files.append",
+        "POST /files/append",
+        "files",
+        "Add a piece where the upload ends; a piece for another place changes nothing. How much there is then.",
+        {"upload": _UPLOAD, "offset": _SIZE},
+        {"size": _SIZE},
+        blobs="the piece",
+        changes=True,
+    ),
+    Operation(
+        "files.commit",
+        "POST /files/commit",
+        "files",
+        "Make an upload the contents of a name, if they are as said. On disk when this is answered.",
+        {"upload": _UPLOAD, "name": _NAME, "sha256": _SHA256},
+        changes=True,
+    ),
+    Operation("files.abort", "POST /files/abort", "files", "Give an upload up.", {"upload": _UPLOAD}, changes=True),
+    Operation(
+        "files.open",
+        "POST /files/open",
+        "files",
+        "What a name stands for now, and the first bytes of a range of it.",
+        {"name": _NAME, "start": _SIZE, "n": _PIECE},
+        {**_FILE_FACTS, "piece_sha256": _SHA256},
+        reply_blobs="at most n bytes, from start on",
+    ),
+    Operation(
+        "files.read",
+        "POST /files/read",
+        "files",
+        "Bytes of contents that were opened, whatever their name stands for by now.",
+        {"sha256": _SHA256, "name": _NAME, "start": _SIZE, "n": _PIECE},
+        {"piece_sha256": _SHA256},
+        reply_blobs="at most n bytes, from start on",
+    ),
+    Operation(
+        "files.list",
+        "POST /files/list",
+        "files",
+        "Names in order, those that begin with a prefix and come after another name; more: there are others.",
+        {"prefix": _PREFIX, "after": _PREFIX},
+        {"names": {"type": "array", "items": _NAME}, "more": _BOOL},
+    ),
+    Operation(
+        "files.exists", "POST /files/exists", "files", "Whether there is a name.", {"name": _NAME}, {"exists": _BOOL}
+    ),
+    Operation(
+        "files.info",
+        "POST /files/info",
+        "files",
+        "What is known of a stored file.",
+        {"name": _NAME},
+        {**_FILE_FACTS, "modified": _TIME},
+    ),
+    Operation(
+        "files.delete",
+        "POST /files/delete",
+        "files",
+        "Delete a stored file; whether there was one.",
+        {"name": _NAME},
+        {"deleted": _BOOL},
+        changes=True,
+    ),
+)
+
+_CRON_OPERATIONS: Final = (
+    Operation(
+        "cron.register",
+        "POST /crons/register",
+        "cron",
+        "Store a call, to be made by a schedule.",
+        {
+            **_SUBMISSION,
+            "label": _LABEL,
+            "schedule": {"type": "string", "maxLength": 1024},
+            "tz": {"type": "string", "maxLength": 128},
+            "missed": {"type": "string", "enum": ["skip", "run_once", "run_all"]},
+            "overlap": {"type": "string", "enum": ["allow", "skip", "kill_previous"]},
+            "func_name": _TEXT,
+            "creator_host": {"type": "string", "maxLength": 256},
+        },
+        optional=_OF_CLIENTS,
+        blobs="function, surroundings, arguments",
+        changes=True,
+    ),
+    Operation("cron.deregister", "POST /crons/deregister", "cron", "Forget a cron.", {"label": _LABEL}, changes=True),
+    Operation(
+        "cron.manual_run",
+        "POST /crons/run",
+        "cron",
+        "Make a cron's call now.",
+        {"label": _LABEL},
+        {"jid": _JID},
+        changes=True,
+    ),
+    Operation(
+        "cron.list",
+        "POST /crons/list",
+        "cron",
+        "Labels of all crons, sorted.",
+        {},
+        {"labels": {"type": "array", "items": _LABEL}},
+    ),
+    Operation(
+        "cron.info",
+        "POST /crons/info",
+        "cron",
+        "What is known of a cron.",
+        {"label": _LABEL},
+        {
+            "label": _LABEL,
+            "schedule": _TEXT,
+            "tz": _TEXT,
+            "missed": _TEXT,
+            "overlap": _TEXT,
+            "func_name": _TEXT,
+            "created": _TIME,
+            "creator_host": _TEXT,
+            "last_run": _TIME,
+            "last_jid": {"type": ["integer", "null"]},
+            "next_run": _TIME,
+        },
+    ),
+)
+
+_ACCOUNT_OPERATIONS: Final = (
+    Operation(
+        "account.sign_in",
+        "POST /account/sign-in",
+        None,
+        "Who asks.",
+        {},
+        {
+            "user": _USER,
+            "workgroup": {"type": "string"},
+            "role": _ROLE,
+            "scopes": {"type": "array", "items": {"type": "string"}},
+            "api_key": {"type": ["integer", "null"]},
+        },
+    ),
+    Operation(
+        "account.list_keys",
+        "POST /account/keys/list",
+        None,
+        "The API keys of a user, oldest first, without their secrets.",
+        {"user": _USER},
+        {"keys": {"type": "array", "items": _OBJECT}},
+        optional=("user",),
+    ),
+    Operation(
+        "account.create_key",
+        "POST /account/keys/create",
+        None,
+        "Create an API key; its secret is told now and never again.",
+        {
+            "note": {"type": "string", "maxLength": 1024},
+            "scopes": {
+                "type": ["array", "null"],
+                "items": {"type": "string", "enum": list(SCOPES)},
+                "maxItems": len(SCOPES),
+            },
+            "expires": _TIME,
+            "user": _USER,
+        },
+        {**_ONE_KEY, "api_secretkey": {"type": "string"}},
+        optional=("note", "scopes", "expires", "user"),
+        changes=True,
+    ),
+    *(
+        Operation(
+            f"account.{verb}_key",
+            f"POST /account/keys/{verb}",
+            None,
+            summary,
+            {"api_key": _KEY, "user": _USER},
+            _ONE_KEY,
+            optional=("user",),
+            changes=True,
+        )
+        for verb, summary in (
+            ("activate", "Accept an API key again."),
+            ("deactivate", "Refuse an API key from now on."),
+            ("revoke", "Refuse an API key for good."),
+        )
+    ),
+    Operation(
+        "account.note_key",
+        "POST /account/keys/note",
+        None,
+        "Replace the note of an API key.",
+        {"api_key": _KEY, "note": {"type": "string", "maxLength": 1024}, "user": _USER},
+        _ONE_KEY,
+        optional=("user",),
+        changes=True,
+    ),
+    Operation(
+        "account.set_password",
+        "POST /account/password",
+        None,
+        "Replace a user's password.",
+        {"password": _PASSWORD, "user": _USER},
+        _ONE_USER,
+        optional=("user",),
+        changes=True,
+    ),
+    Operation(
+        "account.list_users",
+        "POST /account/users/list",
+        "admin",
+        "The users of the workgroup, oldest first.",
+        {},
+        {"users": {"type": "array", "items": _OBJECT}},
+    ),
+    Operation(
+        "account.create_user",
+        "POST /account/users/create",
+        "admin",
+        "Create a user of the workgroup.",
+        {"user": _USER, "password": _PASSWORD, "role": _ROLE},
+        _ONE_USER,
+        optional=("role",),
+        changes=True,
+    ),
+    Operation(
+        "account.set_user_role",
+        "POST /account/users/role",
+        "admin",
+        "Give a user of the workgroup another role.",
+        {"user": _USER, "role": _ROLE},
+        _ONE_USER,
+        changes=True,
+    ),
+    Operation(
+        "account.set_user_active",
+        "POST /account/users/active",
+        "admin",
+        "Accept or refuse a user of the workgroup.",
+        {"user": _USER, "active": _BOOL},
+        _ONE_USER,
+        changes=True,
+    ),
+)
+
+RESOURCE_OPERATIONS: Final = (*_FILE_OPERATIONS, *_CRON_OPERATIONS, *_ACCOUNT_OPERATIONS)
+"""Operations on what stands beside the jobs. Those of accounts are for who signed in; no job may ask them."""
 
 
 def pack_message(content: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
@@ -306,18 +627,24 @@ def pack_message(content: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[b
     return [len(text).to_bytes(4, "little") + text, *blobs]
 
 
-def unpack_message(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
+def unpack_message(body: bytes, loads: Callable[[bytes], Any] | None = None) -> tuple[dict[str, Any], list[bytes]]:
     """(content, blobs) of a message.
+
+    Args:
+        body: The message.
+        loads: Reads its JSON; None for ``json.loads``.
 
     Raises:
         ValueError: It is not one.
     """
-    import json
+    if loads is None:
+        import json
 
+        loads = json.loads
     offset = 4 + int.from_bytes(body[:4], "little")
     if len(body) < offset:
         raise ValueError("the message is cut off")
-    content = json.loads(body[4:offset])
+    content = loads(body[4:offset])
     lengths = content.pop("blobs", None) if isinstance(content, dict) else None
     if not isinstance(lengths, list) or not all(type(length) is int and length >= 0 for length in lengths):
         raise ValueError("the message does not begin with a JSON object that lists the lengths of its blobs")

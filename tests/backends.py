@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Final
+
+from cloud.errors import CloudException
+from tests.server.running import RunningServer
 
 
 def _mp() -> ModuleType:
@@ -21,7 +29,47 @@ def _simulator() -> ModuleType:
     return cloud
 
 
-OPENERS: Final[dict[str, Callable[[], ModuleType]]] = {"mp": _mp, "simulator": _simulator}
+_SERVERS: dict[tuple[str, ...], RunningServer] = {}
+_SERVER_OPTIONS: Final = {
+    "CLOUD_OUTPUT_LIMIT_BYTES": "--output-limit",
+    "CLOUD_KILL_GRACE_S": "--kill-grace",
+    "CLOUD_MAX_NESTING": "--max-nesting",
+}
+
+
+def server_for_settings() -> RunningServer:
+    """A server that was started with what the environment asks of it; one is shared by all tests that ask the same."""
+    given = [(option, os.environ[name]) for name, option in _SERVER_OPTIONS.items() if name in os.environ]
+    options = tuple(word for pair in given for word in pair)
+    if options not in _SERVERS:
+        folder = Path(tempfile.mkdtemp(prefix="server-"))
+        _SERVERS[options] = RunningServer(folder / "data", *options).start()
+    return _SERVERS[options]
+
+
+def stop_servers() -> None:
+    """Stop all of them."""
+    while _SERVERS:
+        _SERVERS.popitem()[1].stop()
+
+
+def new_credentials() -> tuple[int, str, str]:
+    """Those of a workgroup of its own, whose first job is number 1."""
+    server = server_for_settings()
+    slots = int(os.environ.get("CLOUD_NUM_PROCS", "0"))
+    return (*server.new_group(**({"max_slots": slots} if slots else {})), server.url)
+
+
+def _http() -> ModuleType:
+    import cloud
+    from cloud import current
+
+    # Made at the first use: a test sets its settings before that, and after it asked for the namespace.
+    current.process.credentials = cache(new_credentials)  # type: ignore[method-assign]
+    return cloud
+
+
+OPENERS: Final[dict[str, Callable[[], ModuleType]]] = {"mp": _mp, "simulator": _simulator, "http": _http}
 """By name, what makes the backend current and returns the namespace whose verbs use it."""
 
 BACKENDS: Final = tuple(OPENERS)
@@ -31,6 +79,11 @@ def close_all() -> None:
     """Close whatever `cloud` and `cloud.mp` run on, and choose nothing: as in a program that has just begun."""
     current = sys.modules.get("cloud.current")
     if hasattr(current, "process"):
+        if "credentials" in vars(current.process) and current.process.cloud.opened:
+            # A server's jobs would run on, and take the slots of the next test.
+            with contextlib.suppress(CloudException):  # a test may have closed it
+                current.process.cloud.backend.cancel(None)
+        vars(current.process).pop("credentials", None)
         current.process._committed(None)
 
 

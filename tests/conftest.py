@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.backends import BACKENDS, OPENERS, close_all, forget_settings
+from tests.backends import BACKENDS, OPENERS, close_all, forget_settings, stop_servers
 from tests.integration.support import Program
 from tests.leaks import MARK, Leaks
 from tests.scripts import ScriptRunner
@@ -32,6 +32,7 @@ def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv(MARK, uuid.uuid4().hex)
         yield
+        stop_servers()
     shutil.rmtree(folder, ignore_errors=True)
 
 

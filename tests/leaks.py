@@ -61,8 +61,16 @@ class Leaks:
         return [f"descriptor {fd}: {what}" for fd, what in now.items() if self._descriptors.get(fd) != what]
 
 
+SHARED: set[int] = set()
+"""Processes that several tests use, such as servers: they, and what they start, are no leaks."""
+
+
 def _processes() -> dict[int, str]:
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
+    for pid in SHARED:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+                found.pop(process.pid, None)
     for pid in _marked():
         if pid not in found:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
+from cloud.errors import CloudException
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.pickling import Namespace
@@ -120,6 +121,26 @@ class Backend(ABC):
     ) -> list[int]:
         """Jids of the jobs that match."""
 
+    @abstractmethod
+    def listing(
+        self,
+        *,
+        label: str | None = None,
+        status: Iterable[int] | None = None,
+        function: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Some of the jobs that match, in short and newest first; and the ``before`` to go on with, None at the end.
+
+        It may be that none is in reach of one call, and there are others. A job has the keys jid, status (a code),
+        label, function, created, started, runtime_s and attempt; times in seconds since the epoch, None before.
+        """
+
+    @abstractmethod
+    def overview(self) -> dict[str, Any]:
+        """Numbers: ``counts`` of jobs by status code, ``n_slots``, ``n_used`` of them, and ``n_workers``."""
+
     def when_closed(self, action: Callable[[], None]) -> None:
         """Call ``action()`` after ``close``: nothing more will be heard of unfinished jobs. Never in a job."""
         return
@@ -138,6 +159,10 @@ class Backend(ABC):
     @abstractmethod
     def connection_info(self) -> dict[str, Any]:
         """What ``cloud.connection_info`` tells of it."""
+
+    def explain(self, error: CloudException) -> None:
+        """Say more about why a job failed, if this backend knows more."""
+        return
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock of its jobs."""

@@ -7,24 +7,27 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 
 from cloud.backends.remote import RemoteBackend, raise_remote
 from cloud.backends.transport import Transport
 from cloud.configuration import Settings
-from cloud.errors import BackendError, ConfigurationError
+from cloud.errors import BackendError, CloudException, ConfigurationError
 from cloud.jobs import JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
-from cloud.serialization.modules import CodeFinder
+from cloud.serialization.modules import CodeFinder, CodeSet
 from cloud.serialization.shared import inline
-from cloud.wire import API, MAX_WAIT_S, MESSAGE_TYPE, OPERATIONS, pack_message, unpack_message
+from cloud.wire import API, MAX_WAIT_S, MESSAGE_TYPE, OPERATIONS, RESOURCE_OPERATIONS, pack_message, unpack_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, TypeVar
 
-_ROUTES: Final = {operation.name: operation for operation in OPERATIONS}
+    _Reply = TypeVar("_Reply")
+
+_ROUTES: Final = {operation.name: operation for operation in (*OPERATIONS, *RESOURCE_OPERATIONS)}
 _SILENT_S: Final = 60.0
 _MAX_REPUBLISHED: Final = 3
 _N_PUBLISHED: Final = 64
@@ -110,18 +113,40 @@ class HttpBackend(RemoteBackend):
         if not code.digest or code.digest in self._published:
             return code.digest
         with self._publishing:
-            if code.digest not in self._published:
-                files = [list(each) for each in code.files]
-                missing = set(self.ask("missing_code", files=files)[0]["missing"])
-                contents = {digest: code.read(path) for path, digest, _ in code.files if digest in missing}
-                answer, _ = self.ask("publish_code", *contents.values(), files=files, contents=list(contents))
-                self._published.append(answer["code"])
+            for _ in range(_MAX_REPUBLISHED):
+                try:
+                    return self._publish_set(code)
+                except CloudException as exc:
+                    if not exc.retry:
+                        raise
+                    # A file was edited meanwhile, or the server lost a part.
+                    code = self._code.current()
+            return self._publish_set(code)
+
+    def _publish_set(self, code: CodeSet) -> str:
+        if code.digest not in self._published:
+            files = [list(each) for each in code.files]
+            missing = set(self.ask("missing_code", files=files)[0]["missing"])
+            contents = {digest: code.read(path) for path, digest, _ in code.files if digest in missing}
+            answer, _ = self.ask("publish_code", *contents.values(), files=files, contents=list(contents))
+            self._published.append(answer["code"])
         return code.digest
 
     def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:
+        return self._with_code(lambda: super(HttpBackend, self).submit(function, arguments, options, None))
+
+    def ask_with_call(
+        self, op: str, function: Function, arguments: bytes, options: JobOptions, content: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._with_code(
+            lambda: super(HttpBackend, self).ask_with_call(op, function, arguments, options, content)
+        )
+
+    def _with_code(self, send: Callable[[], _Reply]) -> _Reply:
+        """Send something that needs this program's modules on the server; again if they are not there any more."""
         for _ in range(_MAX_REPUBLISHED):
             try:
-                return super().submit(function, arguments, options, None)
+                return send()
             except BackendError as exc:
                 if not getattr(exc, "lacks_code", None):
                     raise
@@ -129,11 +154,20 @@ class HttpBackend(RemoteBackend):
                 self._published.clear()
         raise BackendError("the server keeps losing the modules of this program")
 
+    def explain(self, error: CloudException) -> None:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and error.hint is None:
+            from cloud.serialization.explain import explain_missing_module
+            from cloud.serialization.origins import installed_packages
+
+            error.hint = explain_missing_module(cause, installed_packages(), self._code.not_sent()) or None
+
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of the connections. The jobs go on: they are the server's."""
         self._transport.close()
+        self._watcher.close()
 
 
 @cache
@@ -155,6 +189,40 @@ def decode(response: Any) -> tuple[dict[str, Any], list[bytes]]:
             raise BackendError(f"the server's reply cannot be read: {exc}") from exc
     content: dict[str, Any] = json.loads(response.body)
     return content, []
+
+
+def open_accounts(
+    settings: Settings, url: str
+) -> tuple[Callable[[str, str, dict[str, Any]], dict[str, Any]], Callable[[], None]]:
+    """What ``RemoteAccounts`` needs to ask a server. Needs no key.
+
+    Raises:
+        ConfigurationError: The url cannot be one.
+    """
+    transport = Transport(
+        url,
+        None,
+        None,
+        insecure=settings.insecure_server,
+        ca_file=settings.server_ca_file or None,
+        patience_s=settings.server_patience_s,
+    )
+
+    def ask_as(op: str, authorization: str, content: dict[str, Any]) -> dict[str, Any]:
+        operation = _ROUTES[op]
+        response = transport.request(
+            operation.method,
+            API + operation.path,
+            headers={"Content-Type": MESSAGE_TYPE, "Authorization": authorization},
+            body=pack_message(content),
+            timeout_s=_SILENT_S,
+            idempotency_key=os.urandom(16).hex(),
+        )
+        answer, _ = decode(response)
+        raise_remote(answer)
+        return answer
+
+    return ask_as, transport.close
 
 
 def open_http(settings: Settings, *, credentials: tuple[Any, Any, Any]) -> HttpBackend:

@@ -151,6 +151,24 @@ class LocalBackend(Backend):
     ) -> list[int]:
         return self.engine.select(label=label, status=status, function=function)
 
+    def listing(
+        self,
+        *,
+        label: str | None = None,
+        status: Iterable[int] | None = None,
+        function: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        from cloud.engine.overview import listing
+
+        return listing(self.engine, label=label, status=status, function=function, before=before, limit=limit)
+
+    def overview(self) -> dict[str, Any]:
+        from cloud.engine.overview import overview
+
+        return overview(self.engine)
+
     def when_closed(self, action: Callable[[], None]) -> None:
         self.engine.when_closed.append(action)
 

@@ -29,7 +29,7 @@ class RemoteBackend(Backend):
     """An engine behind a connection. Subclasses carry requests to it, and say what goes with a submission."""
 
     def __init__(self) -> None:
-        self._watcher = Watcher(lambda: RemoteFinals(self, (), background=True))
+        self._watcher = Watcher(lambda forget: RemoteFinals(self, (), background=True, forget=forget))
 
     @abstractmethod
     def ask(self, op: str, *blobs: bytes, **content: Any) -> tuple[dict[str, Any], list[bytes]]:
@@ -49,6 +49,13 @@ class RemoteBackend(Backend):
         """This process's surroundings now, pickled."""
 
     # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def ask_with_call(
+        self, op: str, function: Function, arguments: bytes, options: JobOptions, content: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Make a request with a call beside, as ``submit`` has one; the content of the reply."""
+        blobs = (function.payload, self._surroundings(), arguments)
+        return self.ask(op, *blobs, **self._submission(function, options), **content)[0]
 
     def submit(self, function: Function, arguments: bytes, options: JobOptions, context: bytes | None = None) -> int:
         where = self._surroundings() if context is None else context
@@ -83,12 +90,15 @@ class RemoteBackend(Backend):
         if not left[0]:
             action()
             return lambda: None
+        self.statuses(jids)  # an unknown jid raises here
         return self._watcher.watch(jids, count_down)
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
+        self.statuses(jids)
         self._watcher.watch(jids, notify)
 
     def finals(self, jids: Jids) -> Finals:
+        self.statuses(jids)
         return RemoteFinals(self, jids, background=False)
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -115,6 +125,22 @@ class RemoteBackend(Backend):
         codes = None if status is None else list(status)
         answer, _ = self.ask("select", label=label, status=codes, function=function)
         return list(unpack_jids(answer["jids"]))
+
+    def listing(
+        self,
+        *,
+        label: str | None = None,
+        status: Iterable[int] | None = None,
+        function: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        codes = None if status is None else list(status)
+        answer, _ = self.ask("list", label=label, status=codes, function=function, before=before, limit=limit)
+        return answer["jobs"], answer["before"]
+
+    def overview(self) -> dict[str, Any]:
+        return self.ask("overview")[0]
 
     def connection_info(self) -> dict[str, Any]:
         info: dict[str, Any] = self.ask("connection_info")[0]["info"]
@@ -198,14 +224,24 @@ class RemoteFinals(Finals):
         backend: Where they run.
         jids: The jobs.
         background: Nobody's job waits for this.
+        forget: Told of jobs, (first jid, n), that nothing is known of any more.
     """
 
     _names = count(1)
 
-    def __init__(self, backend: RemoteBackend, jids: Jids, *, background: bool) -> None:
+    def __init__(
+        self,
+        backend: RemoteBackend,
+        jids: Jids,
+        *,
+        background: bool,
+        forget: Callable[[int, int], None] = lambda first, n: None,
+    ) -> None:
         self._backend = backend
         self._background = background
+        self._forget = forget
         self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
         self._left: list[tuple[int, int]] = []
         self._seen: deque[tuple[int, int, int]] = deque()
         self._poll: str | None = None
@@ -217,13 +253,21 @@ class RemoteFinals(Finals):
             self._left = _united(self._left, pack_jids(jids))
             self._changed = True
             poll = self._poll
+            self._news.notify_all()
         if poll is not None:
             self._backend.ask("release", poll=poll)
+
+    def close(self) -> None:
+        """Make ``next`` return, asking nobody: the connection is closed."""
+        with self._lock:
+            self._released = True
+            self._news.notify_all()
 
     def release(self) -> None:
         with self._lock:
             self._released = True
             poll = self._poll
+            self._news.notify_all()
         if poll is not None:
             self._backend.ask("release", poll=poll)
 
@@ -236,6 +280,11 @@ class RemoteFinals(Finals):
                     self._released = False
                     return None
                 self._changed = False
+                if not self._left:
+                    # Nothing to ask for until somebody adds some.
+                    if not self._news.wait(timeout_s):
+                        return None
+                    continue
                 left = list(self._left)
                 # Named by this object: a release that comes before the poll it is meant for waits for that.
                 self._poll = poll = f"{id(self):x}.{next(self._names)}"
@@ -247,6 +296,8 @@ class RemoteFinals(Finals):
                 with self._lock:
                     self._poll = None
             found = [(first, n, status) for first, n, status in answer["found"]]
+            for low, high in answer["gone"]:
+                self._forget(low, high - low)
             with self._lock:
                 self._left = _without(self._left, [*found, *((low, high - low, 0) for low, high in answer["gone"])])
                 self._seen.extend(found)
@@ -288,11 +339,12 @@ class Watcher:
         open_finals: Makes what the thread waits on.
     """
 
-    def __init__(self, open_finals: Callable[[], Finals]) -> None:
+    def __init__(self, open_finals: Callable[[Callable[[int, int], None]], RemoteFinals]) -> None:
         self._open_finals = open_finals
         self._lock = threading.Lock()
         self._watches = Watches()
-        self._finals: Finals | None = None
+        self._left: dict[Watch, int] = {}
+        self._finals: RemoteFinals | None = None
 
     def watch(self, jids: Jids, notify: Callable[[int, int, int], None]) -> Callable[[], None]:
         """Call ``notify(first jid, n, status)`` for each run of these jobs that becomes final, or is; once a job.
@@ -306,7 +358,7 @@ class Watcher:
                 self._watches.add(each)
             finals = self._finals
             if finals is None:
-                finals = self._finals = self._open_finals()
+                finals = self._finals = self._open_finals(self._forget)
                 threading.Thread(target=self._run, args=(finals,), name="cloud-watch", daemon=True).start()
         finals.watch(jids)
 
@@ -320,8 +372,33 @@ class Watcher:
 
         return call_off
 
-    def _run(self, finals: Finals) -> None:
-        told: dict[Watch, int] = {}
+    def close(self) -> None:
+        """Watch nothing any more."""
+        with self._lock:
+            self._watches = Watches()
+            self._left.clear()
+            finals = self._finals
+        if finals is not None:
+            finals.close()
+
+    def _forget(self, first: int, n: int) -> None:
+        with self._lock:
+            self._count(first, n)
+
+    def _count(self, first: int, n: int) -> list[Watch]:
+        """Who watches these; those that were told of all they watch go."""
+        watching = self._watches.take(first, n)
+        for watch in watching:
+            left = self._left.get(watch, watch.stop - watch.start)
+            left -= min(first + n, watch.stop) - max(first, watch.start)
+            if left:
+                self._left[watch] = left
+            else:
+                self._left.pop(watch, None)
+                self._watches.remove(watch)
+        return watching
+
+    def _run(self, finals: RemoteFinals) -> None:
         while True:
             with self._lock:
                 if not self._watches:
@@ -333,17 +410,13 @@ class Watcher:
                 # The connection was closed, or a job deleted: whoever waits for these hears no more of them.
                 with self._lock:
                     self._watches, self._finals = Watches(), None
+                    self._left.clear()
                 return
             if found is None:
                 continue
             first, n, status = found
             with self._lock:
-                watching = self._watches.take(first, n)
-                for watch in watching:
-                    told[watch] = told.get(watch, 0) + min(first + n, watch.stop) - max(first, watch.start)
-                    if told[watch] == watch.stop - watch.start:
-                        del told[watch]
-                        self._watches.remove(watch)
+                watching = self._count(first, n)
             for watch in watching:
                 low, high = max(first, watch.start), min(first + n, watch.stop)
                 watch.notify(low, high - low, status)

@@ -6,14 +6,15 @@ What a durable store has to write is on disk before a reply tells of it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from cloud.backends.local import LocalBackend
 from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
-from cloud.jobs import DONE, VALUE, Environment, Jids, JobOptions, Outcome, pack_outcome
+from cloud.jobs import DONE, Environment, Jids, JobOptions
 from cloud.serialization.functions import Function
-from cloud.serialization.shared import SharedBytes, attach, inline
+from cloud.serialization.plain import plain_outcome
 from cloud.wire import pack_jids, unpack_jids
 
 TYPE_CHECKING = False
@@ -23,27 +24,9 @@ if TYPE_CHECKING:
 Reply = Callable[..., None]
 
 _MAX_RELEASED: Final = 1024
-
-
-def _inline(raw: bytes) -> bytes:
-    """An outcome with what travelled beside it put into its bytes: a reply carries bytes only."""
-    if type(raw) is not SharedBytes:
-        return raw
-    outcome = Outcome(raw)
-    sections = []
-    for tag, content in outcome.sections():
-        sections.append((tag, inline(attach(content, raw.segment)) if tag == VALUE else content))
-    user_s, system_s, rss_bytes = outcome.usage
-    return pack_outcome(
-        outcome.status,
-        sections,
-        pid=outcome.pid,
-        started=outcome.started,
-        runtime_s=outcome.runtime_s,
-        cpu_user_s=user_s,
-        cpu_system_s=system_s,
-        max_rss_kb=rss_bytes // 1024,
-    )
+_MAX_GONE: Final = 1000
+_WHOLE: Final = frozenset({"submit", "open_map", "extend", "delete"})
+"""What is one commit together with its reply. None of these makes the executor begin a job, which may wait for one."""
 
 
 class Request:
@@ -57,9 +40,10 @@ class Request:
         depth: Of jobs that it submits.
         environment: What their workers must be.
         key: Idempotency key; "" for none.
+        give_up: Stops waiting for what it waits for, if it does: nobody wants the reply any more.
     """
 
-    __slots__ = ("blobs", "caller", "content", "depth", "environment", "key", "op", "reply")
+    __slots__ = ("blobs", "caller", "content", "depth", "environment", "give_up", "key", "op", "reply")
 
     def __init__(
         self,
@@ -81,11 +65,12 @@ class Request:
         self.depth = depth
         self.environment = environment
         self.key = key
+        self.give_up: Callable[[], None] | None = None
 
     def refuse(self, exc: Exception) -> None:
         """Reply with an error."""
         if not isinstance(exc, CloudException):
-            exc = BackendError(f"{type(exc).__name__}: {exc}", retry=isinstance(exc, OSError))
+            exc = BackendError(f"{type(exc).__name__}: {_told(exc)}", retry=isinstance(exc, OSError))
         fields = {
             name: value
             for name, value in vars(exc).items()
@@ -102,11 +87,34 @@ class Request:
         )
 
 
+class Beside(ABC):
+    """Answers requests about what stands beside the jobs."""
+
+    @abstractmethod
+    def answers(self, op: str) -> bool:
+        """True for the operations that it answers."""
+
+    @abstractmethod
+    def serve(self, request: Request) -> None:
+        """Answer one; does not block, so that the answer may come later from another thread."""
+
+
+def _told(exc: Exception) -> str:
+    # The text of others names files and statements of whoever answers.
+    if isinstance(exc, TypeError | ValueError):
+        return str(exc)
+    return exc.strerror or "it failed" if isinstance(exc, OSError) else "it failed"
+
+
 class Requests:
     """Serves requests over a local backend; called under the engine's lock."""
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
+        #: Answers what is not about jobs, where there is such.
+        self.beside: Beside | None = None
+        #: Called with how many jobs are about to be submitted; raises a `CloudException` if they may not be.
+        self.admit: Callable[[int], None] = lambda n_jobs: None
         self._maps: dict[int, Batch] = {}
         self._n_maps = 0
         self._functions: dict[bytes, Function] = {}
@@ -124,6 +132,8 @@ class Requests:
             "statuses": self._statuses,
             "describe": self._describe,
             "select": self._select,
+            "list": self._list,
+            "overview": self._overview,
             "cancel": self._cancel,
             "delete": self._delete,
             "connection_info": self._connection_info,
@@ -140,13 +150,21 @@ class Requests:
 
     def serve(self, request: Request) -> None:
         """Answer one request; errors of ours travel back as class name and arguments."""
+        if self.beside is not None and self.beside.answers(request.op):
+            self.beside.serve(request)
+            return
         try:
             if request.key:
                 known = self._backend.engine.store.recall(request.key)
                 if known is not None:
                     self._answer(Request(request.op, {}, [], request.reply), known)
                     return
-            self._handlers[request.op](request)
+            handler = self._handlers[request.op]
+            if request.op in _WHOLE:
+                with self._backend.engine.store.together():
+                    handler(request)
+            else:
+                handler(request)
         except CloudException as exc:
             request.refuse(exc)
 
@@ -182,6 +200,7 @@ class Requests:
         return function
 
     def _submit(self, request: Request) -> None:
+        self.admit(1)
         options = JobOptions.from_dict(request.content["options"])
         jid = self._backend.submit(
             self._function(request), request.blobs[2], options, request.blobs[1], request.depth, request.environment
@@ -209,6 +228,7 @@ class Requests:
 
     def _add_chunks(self, request: Request, number: int, payloads: list[bytes]) -> None:
         engine, batch = self._backend.engine, self._open(number)
+        self.admit(sum(n for _, n in request.content["chunks"]))
         for (kind, n), payload in zip(request.content["chunks"], payloads, strict=True):
             engine.extend(batch, kind, n, payload)
         jids = range(0)
@@ -274,7 +294,8 @@ class Requests:
         known: list[range] = []
         gone: list[int] = []
         store = self._backend.engine.store
-        while runs:
+        # Those that it does not come to are looked at when the rest is asked for again.
+        while runs and len(gone) < _MAX_GONE:
             run = runs.pop()
             try:
                 store.runs(run)
@@ -313,6 +334,13 @@ class Requests:
                 # Deleted meanwhile, or purged. Nobody above could answer: this is called where a job's end is recorded.
                 request.refuse(exc)
 
+        def give_up() -> None:
+            over.append(True)
+            for end in ends:
+                end()
+            if self._polls.get(poll) is finish:
+                del self._polls[poll]
+
         if request.caller is not None:
             engine.executor.suspend(request.caller)
         if subscribe is None or timeout_s == 0:
@@ -320,6 +348,7 @@ class Requests:
             return
         if timeout_s is not None:
             ends.append(engine.call_later(timeout_s, finish).cancel)
+        request.give_up = give_up
         if poll:
             self._polls[poll] = finish
         ends.append(subscribe(finish))
@@ -342,7 +371,7 @@ class Requests:
         self._answer(
             request,
             {"segments": [segment[:3] for segment in segments]},
-            tuple(_inline(segment[3]) for segment in segments),
+            tuple(plain_outcome(segment[3]) for segment in segments),
         )
 
     def _statuses(self, request: Request) -> None:
@@ -351,7 +380,7 @@ class Requests:
     def _describe(self, request: Request) -> None:
         facts = self._backend.describe(request.content["jid"])
         outcome, live = facts.pop("outcome", None), facts.get("live")
-        blobs: list[bytes] = [] if outcome is None else [_inline(outcome.raw)]
+        blobs: list[bytes] = [] if outcome is None else [plain_outcome(outcome.raw)]
         facts["has_outcome"] = outcome is not None
         if live:
             blobs += [live.pop("stdout"), live.pop("stderr")]
@@ -361,6 +390,20 @@ class Requests:
         content = request.content
         found = self._backend.select(label=content["label"], status=content["status"], function=content["function"])
         self._answer(request, {"jids": pack_jids(found)})
+
+    def _list(self, request: Request) -> None:
+        content = request.content
+        jobs, before = self._backend.listing(
+            label=content.get("label"),
+            status=content.get("status"),
+            function=content.get("function"),
+            before=content.get("before"),
+            limit=content["limit"],
+        )
+        self._answer(request, {"jobs": jobs, "before": before})
+
+    def _overview(self, request: Request) -> None:
+        self._answer(request, self._backend.overview())
 
     def _connection_info(self, request: Request) -> None:
         self._answer(request, {"info": self._backend.connection_info()})

@@ -330,6 +330,7 @@ class Cloud:
         for jid, code in zip(jids, codes, strict=True):
             if code > DONE:
                 error = failure(jid, Outcome(backend.outcomes((jid,))[0][3]), backend.namespace)
+                backend.explain(error)
                 raise error from error.__cause__
 
     def result(
@@ -352,6 +353,8 @@ class Cloud:
         backend = self._backend or self._open()
         self._join("result", ids, timeout, ignore_errors, progress)
         values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
+        for each in failures:
+            backend.explain(each)
         if failures and not ignore_errors:
             raise failures[0] from failures[0].__cause__
         return values[0] if type(jids) is int or not isinstance(jids, Iterable) else values

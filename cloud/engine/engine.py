@@ -25,10 +25,10 @@ from cloud.engine.clock import Clock
 from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
-from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
+from cloud.engine.store.base import Batch, Chunk, Store, Stored, Watch, Watches, loaded
 from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
-from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
+from cloud.errors import BackendClosed, BackendError, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
     ERROR,
@@ -57,6 +57,7 @@ _MAX_LOSSES: Final = 3
 """Attempts at a restartable job whose worker was killed from outside; then it is an error."""
 
 _MAX_RETRY_DELAY_S: Final = 60.0
+_DISK_FULL_S: Final = 1.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
 _LOST_WITH_SERVER: Final = (
@@ -91,7 +92,7 @@ class Engine(Source):
         self._max_kept = max_kept
         self._kept: deque[Batch] = deque()
         self._queue = Queue(executor)
-        self._unfinished = 0
+        self._unfinished = self._n_waiting = 0
         self._killing: dict[tuple[int, int], bytes] = {}
         self._cancelling = self._paused = False
         self._stalling: list[Batch] = []
@@ -106,6 +107,8 @@ class Engine(Source):
         self.when_closed: list[Callable[[], None]] = []
         self.closed = False
         self._durable = store.durable
+        #: Arguments of maps that are in memory for the moment, and where they are kept.
+        self._read_back: list[tuple[Chunk, Stored]] = []
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
         #: Held while anything here is changed, or asked for through ``Requests``.
         self.changing = Changing(self.lock, self.waiting.handlers)
@@ -115,6 +118,11 @@ class Engine(Source):
     def n_unfinished(self) -> int:
         """Jobs that are not final."""
         return self._unfinished
+
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that wait for others, or for their next attempt."""
+        return self._n_waiting
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +149,7 @@ class Engine(Source):
                 self._attach(batch, self._dependencies(options))
                 if batch.n_waiting_on:
                     batch.states[0] = WAITING
+                    self._n_waiting += 1
             batch.jid0 = self.store.new_jids(1)
             self._unfinished += 1
             self.store.add(batch)
@@ -180,6 +189,7 @@ class Engine(Source):
             batch.put_free(start, start + n)
             batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
             self._unfinished += n
+            self._n_waiting += n if batch.n_waiting_on else 0
             if self._durable:
                 self.store.extended(batch, batch.chunks[-1])
                 self._settle_when_safe(batch)
@@ -195,8 +205,12 @@ class Engine(Source):
             if batch.n:
                 batch.jid0 = self.store.new_jids(batch.n)
                 self.store.add(batch)
+                if self._durable:
+                    self.store.after(lambda error: None if error is None else self._take_back(batch))
                 if self._max_kept and batch.finished:
                     self._forget_old(batch)
+            else:
+                self.store.delete(batch, 0, 0)
             return range(batch.jid0, batch.jid0 + batch.n)
 
     def abandon(self, batch: Batch) -> None:
@@ -250,6 +264,7 @@ class Engine(Source):
             batch.n_waiting_on -= n
         if batch.n and batch.n_waiting_on <= 0:
             if not batch.n_waiting_on:
+                self._n_waiting -= batch.states.count(WAITING)
                 batch.states = batch.states.replace(_WAITING_BYTE, _QUEUED_BYTE)
             self._settle_new(batch)
 
@@ -264,6 +279,13 @@ class Engine(Source):
                     self._settle_new(batch)
 
         self.store.after(settle)
+
+    def _take_back(self, batch: Batch) -> None:
+        """A map's end could not be written: its submitter is told so, and what runs of it ends."""
+        with self.changing:
+            if not self.closed:
+                self.cancel(range(batch.jid0, batch.jid0 + batch.n))
+                self._drop(batch)
 
     def _drop(self, batch: Batch) -> None:
         """Take back a batch that could not be written: its submitter is told so."""
@@ -320,6 +342,7 @@ class Engine(Source):
                     except CloudException:
                         batch.n_waiting_on = -1  # a dependency was deleted meanwhile: nobody knows how it ended
                     if batch.n_waiting_on:
+                        self._n_waiting += batch.states.count(QUEUED)
                         batch.states = batch.states.replace(_QUEUED_BYTE, _WAITING_BYTE)
                 if not batch.finished:
                     self._settle_new(batch)
@@ -343,11 +366,42 @@ class Engine(Source):
         if self._cancelling or self._paused:
             return []
         tasks = self._queue.claim(free_slots, room_s, idle=idle, environment=environment)
-        if self._durable:
-            for task in tasks:
-                if not task.batch.options.restartable:
+        return self._noted(tasks) if self._durable else tasks
+
+    def _noted(self, tasks: list[Task]) -> list[Task]:
+        """Those that may begin: what must not run twice only once it is on disk that it does."""
+        for chunk, stored in self._read_back:
+            chunk.payload = stored
+        self._read_back.clear()
+        noted = []
+        for task in tasks:
+            try:
+                self._read(task)
+            except (OSError, BackendError) as exc:
+                outcome = pack_outcome(ERROR, [(ERROR_TEXT, f"Its arguments cannot be read back: {exc}".encode())])
+                for index in range(task.start, task.stop):
+                    self.finish(task.batch, index, 1, outcome, may_retry=False)
+                continue
+            if not task.batch.options.restartable:
+                try:
                     self.store.began(task.batch, task.start, task.stop)
-        return tasks
+                except (OSError, BackendError):
+                    self.give_back(task.batch, task.start, task.stop)
+                    self.waiting.call_later(_DISK_FULL_S, self.executor.wake)
+                    continue
+            noted.append(task)
+        return noted
+
+    def _read(self, task: Task) -> None:
+        """Have its arguments in memory while it is given to a worker."""
+        batch = task.batch
+        if batch.arguments is not None:
+            batch.arguments = loaded(batch.arguments)
+            return
+        chunk = batch.chunk_at(task.start)
+        if isinstance(chunk.payload, Stored):
+            self._read_back.append((chunk, chunk.payload))
+            chunk.payload = chunk.payload.load()
 
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
@@ -371,12 +425,16 @@ class Engine(Source):
                 status, outcome = KILLED, _as_killed(outcome, why)
             elif status == ERROR and may_retry and batch.options.retries and self._retry(batch, start):
                 return
+            if states[start] == WAITING:
+                self._n_waiting -= 1
             states[start] = status
             if batch.arguments is not None:
                 batch.arguments = b""  # needed no more, and perhaps large
         else:
             for index in range(start, start + n) if self._killing else ():
                 self._killing.pop((id(batch), index), None)
+            if states[start] == WAITING:
+                self._n_waiting -= n
             states[start : start + n] = bytes((status,)) * n
         batch.n_final += n
         self._unfinished -= n
@@ -418,6 +476,7 @@ class Engine(Source):
             return False
         self._next_attempt(batch, index)
         batch.states[index] = WAITING
+        self._n_waiting += 1
         delay_s = min(batch.options.retry_delay_s * 2.0 ** (done - 1), _MAX_RETRY_DELAY_S)
         self.waiting.call_later(delay_s, lambda: self._requeue(batch, index))
         return True
@@ -430,6 +489,7 @@ class Engine(Source):
     def _requeue(self, batch: Batch, index: int) -> None:
         if batch.states[index] == WAITING and not self.closed:
             batch.states[index] = QUEUED
+            self._n_waiting -= 1
             self.give_back(batch, index, index + 1)
             self.executor.wake()
 
@@ -750,6 +810,12 @@ class Engine(Source):
         """Begin no more jobs; those that were sent ahead and have not begun come back."""
         self._paused = True
         self.executor.take_back()
+
+    def resume(self) -> None:
+        """Begin jobs again."""
+        self._paused = False
+        self.executor.wake()
+        self.waiting.need_helper()
 
     def close(self) -> None:
         """End all workers and waits. Idempotent; bounded."""

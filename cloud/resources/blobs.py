@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import io
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["CHUNK_BYTES", "Blob", "BlobFolder", "BlobReader", "Readable", "chunks"]
+__all__ = ["CHUNK_BYTES", "Blob", "BlobFolder", "BlobReader", "Hashes", "Readable", "chunks"]
 
 #: Size of the pieces that are read, hashed and verified. Part of the stored format.
 CHUNK_BYTES = 1 << 20
@@ -58,6 +59,44 @@ class Blob:
     md5: str
     #: SHA-256 (32 bytes) of each piece of `CHUNK_BYTES`, end to end.
     chunk_digests: bytes
+
+
+class Hashes:
+    """What becomes a `Blob`, as its contents pass by in pieces of any size.
+
+    Attributes:
+        n_bytes: How much has passed.
+    """
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self._whole, self._chunk = hashlib.sha256(), hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._chunk_digests = bytearray()
+
+    def update(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take the next piece."""
+        self._whole.update(piece)
+        self._md5.update(piece)
+        rest = memoryview(piece)
+        while rest:
+            part = rest[: CHUNK_BYTES - self.n_bytes % CHUNK_BYTES]
+            self._chunk.update(part)
+            self.n_bytes += len(part)
+            if not self.n_bytes % CHUNK_BYTES:
+                self._chunk_digests += self._chunk.digest()
+                self._chunk = hashlib.sha256()
+            rest = rest[len(part) :]
+
+    def blob(self) -> Blob:
+        """The record of what has passed."""
+        last = self._chunk.digest() if self.n_bytes % CHUNK_BYTES else b""
+        return Blob(
+            digest=self._whole.hexdigest(),
+            size_bytes=self.n_bytes,
+            md5=self._md5.hexdigest(),
+            chunk_digests=bytes(self._chunk_digests) + last,
+        )
 
 
 def chunks(source: Readable | str | bytes | bytearray | memoryview) -> Iterator[bytes | memoryview]:
@@ -116,22 +155,46 @@ class BlobFolder:
         part = self._new_part()
         try:
             with part:
-                whole, md5, digests = hashlib.sha256(), hashlib.md5(usedforsecurity=False), bytearray()
+                hashes = Hashes()
                 for piece in pieces:
                     part.write(piece)
-                    whole.update(piece)
-                    md5.update(piece)
-                    digests += hashlib.sha256(piece).digest()
+                    hashes.update(piece)
                 part.flush()
                 os.fsync(part.fileno())
-                blob = Blob(
-                    digest=whole.hexdigest(), size_bytes=part.tell(), md5=md5.hexdigest(), chunk_digests=bytes(digests)
-                )
+                blob = hashes.blob()
                 with self._noted(blob.digest):
                     yield blob, part.name
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(part.name)
+
+    @contextmanager
+    def adopt(self, path: str, descriptor: int, blob: Blob) -> Iterator[str]:
+        """Give contents that are on disk elsewhere in this file system a second name beside the blobs.
+
+        Yields the path for `publish`. The first name stays, so that nothing is lost when this process ends half way,
+        unless the file system has no hard links.
+
+        Args:
+            path: Where the contents are.
+            descriptor: Of the file there.
+            blob: What they are.
+        """
+        make_folder(self._incoming)
+        make_folder(self._blobs)
+        # A sweeper removes what nobody holds a lock on.
+        _lock(descriptor)
+        second = os.path.join(self._incoming, f"{secrets.token_hex(8)}.part")
+        try:
+            try:
+                os.link(path, second)
+            except OSError:
+                os.rename(path, second)
+            with self._noted(blob.digest):
+                yield second
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(second)
 
     def publish(self, blob: Blob, path: str) -> None:
         """Turn received contents into a blob, on disk when this returns.

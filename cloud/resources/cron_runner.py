@@ -2,7 +2,7 @@
 
 Owns what "due", "missed" and "overlapping" mean, and the loop. Any number of processes may run a runner over one home
 folder: a slot is claimed, durably, before its job is submitted, and a claim succeeds once. No slot is run twice; a
-process killed between the two loses that one slot.
+process killed between the two loses that one slot, unless its jobs are kept by a server: `Once`.
 
 How a job is submitted, looked up and killed is given from above as callables.
 """
@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cloud.errors import CloudException, InvalidSchedule
+from cloud.errors import BackendClosed, CloudException, InvalidSchedule
 from cloud.logs import logger
 from cloud.resources.cron_store import CronEntry, CronStore, MissedPolicy, OverlapPolicy, Position
 from cloud.resources.schedule import Schedule
@@ -28,7 +29,7 @@ from cloud.resources.schedule import Schedule
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["CronRunner", "Firing"]
+__all__ = ["CronRunner", "Firing", "Once"]
 
 _LOGGER = "Cloud.cron"
 
@@ -67,6 +68,22 @@ def _next_slot(position: Position, now: datetime) -> datetime:
     return _next(position.schedule, position.tz, now - _MISSED_AFTER if set_back else position.claimed)
 
 
+class Once(ABC):
+    """Submits the jobs of slots to whoever keeps them through the end of this process, each once."""
+
+    @abstractmethod
+    def submit(self, entry: CronEntry, slot: datetime) -> int:
+        """Submit the call for a slot and return its jid; the same jid when asked again, also by a later process.
+
+        Raises:
+            BackendClosed: Not now; the slot is left to a later process.
+        """
+
+    @abstractmethod
+    def submitted(self, entry: CronEntry, slot: datetime) -> int | None:
+        """The jid of the slot's job, None if it was not submitted."""
+
+
 class CronRunner:
     """Submits the jobs of due cron entries. Thread-safe; a forked child starts with no runs of its own.
 
@@ -78,6 +95,8 @@ class CronRunner:
         kill: Kills a job. Without it, KILL_PREVIOUS does as SKIP.
         owner: A name for whoever keeps the jobs, when every runner of that name can look up the others' jobs, also
             after a restart (a server). None when jobs are known to this process only, and end with it.
+        once: Submits the jobs of slots instead of ``submit``. What a process left that was killed between claim and
+            record is then finished by `resume`. Only one runner at a time may use the store.
     """
 
     def __init__(
@@ -89,8 +108,10 @@ class CronRunner:
         *,
         kill: Callable[[int], object] | None = None,
         owner: str | None = None,
+        once: Once | None = None,
     ) -> None:
         self._store = store
+        self._once = once
         self._submit = submit
         self._is_finished = is_finished
         self._clock = clock
@@ -118,6 +139,15 @@ class CronRunner:
         while dealt := list(self._round(now)):
             fired += [firing for firing in dealt if firing]
         return fired
+
+    def resume(self, now: datetime) -> list[Firing]:
+        """Finish what an earlier process claimed and did not settle; for runners with ``once``, before anything else.
+
+        Returns:
+            What is submitted now, or was by that process.
+        """
+        unsettled = self._store.unsettled() if self._once else []
+        return [firing for entry, slot in unsettled if (firing := self._fire(entry, slot, now))]
 
     def next_due(self, now: datetime) -> datetime | None:
         """Return when `fire_due` has something to do next, in UTC; not later than ``now`` if that is so already.
@@ -148,17 +178,21 @@ class CronRunner:
         finally:
             self.close()
 
-    def run_now(self, label: str) -> int:
+    def run_now(self, label: str, submit: Callable[[CronEntry], int] | None = None) -> int:
         """Submit an entry's call at once, whatever its schedule, and return the jid.
 
         Runners that cannot look up this one's jobs do not take it for an unfinished run.
+
+        Args:
+            label: The entry.
+            submit: Called instead of the runner's.
 
         Raises:
             CronNotFound: The label is unknown.
             Exception: Whatever ``submit`` raises.
         """
         self._reset_if_forked()
-        jid = self._submit(self._store.get(label))
+        jid = (submit or self._submit)(self._store.get(label))
         self._track(label, jid, self._owner)
         self._store.record_run(label, jid, self._clock(), self._owner)
         return jid
@@ -207,25 +241,35 @@ class CronRunner:
             slot = first
             if position.missed is not MissedPolicy.RUN_ALL:
                 slot = _schedule(position.schedule, position.tz).previous(now + datetime.resolution)
-            entry = self._store.claim(position, slot)
+            entry = (self._store.claim_unsettled if self._once else self._store.claim)(position, slot)
             # Not claimed means another process was faster, or the label is registered anew: the next round sees.
             yield self._fire(entry, slot, now) if entry else None
 
     def _fire(self, entry: CronEntry, slot: datetime, now: datetime) -> Firing | None:
+        jid = runner = None
+        asked = entry.overlap is not OverlapPolicy.ALLOW
         try:
-            if not self._wanted(entry, slot, now):
-                return None
-            asked = entry.overlap is not OverlapPolicy.ALLOW
-            runner = (self._owner or self._presence.name) if asked else None
-            jid = self._submit(entry)
-        except Exception:  # noqa: BLE001 - see below
+            before = None if self._once is None else self._once.submitted(entry, slot)
+            if before is not None or self._wanted(entry, slot, now):
+                if asked:
+                    runner = self._owner or self._presence.name
+                jid = self._submit_slot(entry, slot) if before is None else before
+        except Exception as exc:  # noqa: BLE001 - see below
+            if self._once is not None and isinstance(exc, BackendClosed):
+                return None  # a later process goes on with it
             # User code and the machinery under it: no entry may stop the others.
             logger(_LOGGER).exception("cron %r: the slot of %s could not be submitted", entry.label, slot)
+        if jid is None:
+            if self._once is not None:
+                self._store.settle(entry.label)
             return None
         if asked:
             self._track(entry.label, jid, runner)
-        self._store.record_run(entry.label, jid, now, runner)
+        self._store.record_run(entry.label, jid, now, runner, settles=True)
         return Firing(entry.label, slot, jid)
+
+    def _submit_slot(self, entry: CronEntry, slot: datetime) -> int:
+        return self._submit(entry) if self._once is None else self._once.submit(entry, slot)
 
     def _wanted(self, entry: CronEntry, slot: datetime, now: datetime) -> bool:
         if now - slot >= _MISSED_AFTER:

@@ -55,6 +55,8 @@ _MIGRATIONS = (
         "CREATE TABLE slot (id INTEGER PRIMARY KEY, label TEXT NOT NULL, due INTEGER NOT NULL, UNIQUE (label, due))",
         "CREATE INDEX slot_by_age ON slot (label, id)",
     ),
+    # The slot that was claimed and is not settled: whether it was run is not yet noted.
+    ("ALTER TABLE cron ADD COLUMN unsettled INTEGER",),
 )
 
 
@@ -145,12 +147,13 @@ class CronStore:
         func_name: str,
         missed: MissedPolicy = MissedPolicy.RUN_ONCE,
         overlap: OverlapPolicy = OverlapPolicy.SKIP,
+        creator_host: str | None = None,
     ) -> CronEntry:
         """Store an entry, replacing one of the same label atomically. Durable on return.
 
         Slots up to now are not due. Only when the label was registered with an equal schedule do its slots go on
         where they were: a program that registers at every start must not lose the slot it was late for. The time
-        and jid of the last run are kept.
+        and jid of the last run are kept. Without ``creator_host`` that is this machine.
 
         Raises:
             TypeError: ``options`` cannot be written as JSON.
@@ -168,24 +171,26 @@ class CronStore:
             "missed": missed.value,
             "overlap": overlap.value,
             "created": now,
-            "creator_host": platform.node(),
+            "creator_host": platform.node() if creator_host is None else creator_host,
             "claimed": now,
             "last_run": None,
             "last_jid": None,
             "runner": None,
             "runner_jid": None,
+            "unsettled": None,
         }
+        kept = ("last_run", "last_jid", "runner", "runner_jid", "unsettled")
         with self._database.writing() as db:
             for old in _rows(db.execute("SELECT * FROM cron WHERE label = ?", (label,))):
-                row.update((name, old[name]) for name in ("last_run", "last_jid", "runner", "runner_jid"))
+                row.update((name, old[name]) for name in kept)
                 if (old["schedule"], old["tz"]) == (schedule.text, schedule.tz):
                     row["claimed"] = old["claimed"]
             # REPLACE gives a new id, so that a claim on the old registration fails.
             db.execute(
                 "REPLACE INTO cron (label, schedule, tz, payload, options, func_name, missed, overlap, created,"
-                " creator_host, claimed, last_run, last_jid, runner, runner_jid) VALUES (:label, :schedule, :tz,"
-                " :payload, :options, :func_name, :missed, :overlap, :created, :creator_host, :claimed, :last_run,"
-                " :last_jid, :runner, :runner_jid)",
+                " creator_host, claimed, last_run, last_jid, runner, runner_jid, unsettled) VALUES (:label, :schedule,"
+                " :tz, :payload, :options, :func_name, :missed, :overlap, :created, :creator_host, :claimed, :last_run,"
+                " :last_jid, :runner, :runner_jid, :unsettled)",
                 row,
             )
             return _one(db, label)
@@ -226,6 +231,13 @@ class CronStore:
             The entry to run; None when another process moved the position first, the registration is gone, or
             this very slot was claimed before (the clock was set back).
         """
+        return self._claim(position, slot, settled=True)
+
+    def claim_unsettled(self, position: Position, slot: datetime) -> CronEntry | None:
+        """As `claim`; the slot is among the `unsettled` ones until `record_run` or `settle` says what became of it."""
+        return self._claim(position, slot, settled=False)
+
+    def _claim(self, position: Position, slot: datetime, *, settled: bool) -> CronEntry | None:
         due = _to_us(slot)
         with self._claiming(), self._database.writing() as db:
             moved = db.execute(
@@ -241,6 +253,8 @@ class CronStore:
                 " (SELECT id FROM slot WHERE label = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
                 (position.label, _N_SLOTS_KEPT),
             )
+            if not settled:
+                db.execute("UPDATE cron SET unsettled = ? WHERE id = ?", (due, position.id))
             return _one(db, position.label)
 
     @contextmanager
@@ -260,7 +274,9 @@ class CronStore:
         finally:
             lock.release()
 
-    def record_run(self, label: str, jid: int, at: datetime, runner: str | None = None) -> None:
+    def record_run(
+        self, label: str, jid: int, at: datetime, runner: str | None = None, *, settles: bool = False
+    ) -> None:
         """Note an entry's newest job; nothing happens when the label is gone.
 
         Args:
@@ -268,11 +284,25 @@ class CronStore:
             jid: The job.
             at: When it was submitted.
             runner: Who can tell whether it is unfinished; None leaves what is known of an earlier run.
+            settles: It is that of the slot claimed last.
         """
         with self._database.writing() as db:
             db.execute("UPDATE cron SET last_run = ?, last_jid = ? WHERE label = ?", (_to_us(at), jid, label))
+            if settles:
+                db.execute("UPDATE cron SET unsettled = NULL WHERE label = ?", (label,))
             if runner is not None:
                 db.execute("UPDATE cron SET runner = ?, runner_jid = ? WHERE label = ?", (runner, jid, label))
+
+    def settle(self, label: str) -> None:
+        """Note that the slot claimed last is over, and was not run."""
+        with self._database.writing() as db:
+            db.execute("UPDATE cron SET unsettled = NULL WHERE label = ?", (label,))
+
+    def unsettled(self) -> builtins.list[tuple[CronEntry, datetime]]:
+        """Return the entries of which a slot was claimed and neither run, as far as is noted, nor settled."""
+        with self._database.reading() as db:
+            rows = list(_rows(db.execute("SELECT * FROM cron WHERE unsettled IS NOT NULL ORDER BY label")))
+        return [(_entry(row), _from_us(row["unsettled"])) for row in rows]
 
     def record_end(self, label: str, jid: int, runner: str) -> None:
         """Note that a run ended, unless a later one has taken its place."""
@@ -299,14 +329,13 @@ def _rows(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
 
 
 def _entry(row: dict[str, Any]) -> CronEntry:
-    del row["claimed"]
     row["options"] = json.loads(row["options"])
     row["missed"] = MissedPolicy(row["missed"])
     row["overlap"] = OverlapPolicy(row["overlap"])
     row["created"] = _from_us(row["created"])
     if row["last_run"] is not None:
         row["last_run"] = _from_us(row["last_run"])
-    return CronEntry(**row)
+    return CronEntry(**{name: value for name, value in row.items() if name not in ("claimed", "unsettled")})
 
 
 def _not_found(label: str) -> CronNotFound:

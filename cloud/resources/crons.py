@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
@@ -55,11 +56,11 @@ class CronService:
     ) -> None:
         """Store a function under a label, replacing what the label stood for. See ``cloud.cron.register``."""
         parsed = Schedule(schedule, tz)
-        missed = _policy(MissedPolicy, missed, "missed")
-        overlap = _policy(OverlapPolicy, overlap, "overlap")
+        missed = policy(MissedPolicy, missed, "missed")
+        overlap = policy(OverlapPolicy, overlap, "overlap")
         payload, options = self._dumps(func, dict(reserved))
         self._store.register(
-            label, parsed, payload, options=options, func_name=_name_of(func), missed=missed, overlap=overlap
+            label, parsed, payload, options=options, func_name=name_of(func), missed=missed, overlap=overlap
         )
 
     def deregister(self, label: str) -> None:
@@ -76,27 +77,32 @@ class CronService:
 
     def info(self, label: str) -> dict[str, Any]:
         """Describe an entry; see ``cloud.cron.info``. Raises CronNotFound for an unknown label."""
-        entry = self._store.get(label)
-        return {
-            "label": entry.label,
-            "schedule": entry.schedule,
-            "tz": entry.tz,
-            "missed": entry.missed.value,
-            "overlap": entry.overlap.value,
-            "func_name": entry.func_name,
-            "funcname": entry.func_name,
-            "created": entry.created,
-            "creator_host": entry.creator_host,
-            "last_run": entry.last_run,
-            "last_jid": entry.last_jid,
-            "next_run": Schedule(entry.schedule, entry.tz).next(self._store.clock()),
-        }
+        return describe(self._store.get(label), self._store.clock())
+
+
+def describe(entry: CronEntry, now: datetime) -> dict[str, Any]:
+    """What ``cloud.cron.info`` tells of an entry."""
+    return {
+        "label": entry.label,
+        "schedule": entry.schedule,
+        "tz": entry.tz,
+        "missed": entry.missed.value,
+        "overlap": entry.overlap.value,
+        "func_name": entry.func_name,
+        "funcname": entry.func_name,
+        "created": entry.created,
+        "creator_host": entry.creator_host,
+        "last_run": entry.last_run,
+        "last_jid": entry.last_jid,
+        "next_run": Schedule(entry.schedule, entry.tz).next(now),
+    }
 
 
 _Policy = TypeVar("_Policy", bound=StrEnum)
 
 
-def _policy(kind: type[_Policy], value: str, name: str) -> _Policy:
+def policy(kind: type[_Policy], value: str, name: str) -> _Policy:
+    """The policy of this name; ValueError tells which there are."""
     try:
         return kind(value)
     except ValueError as exc:
@@ -104,7 +110,8 @@ def _policy(kind: type[_Policy], value: str, name: str) -> _Policy:
         raise ValueError(f"{name} must be one of {choices}, not {value!r}") from exc
 
 
-def _name_of(func: Any) -> str:
+def name_of(func: Any) -> str:
+    """What people call a function."""
     while isinstance(func, partial):
         func = func.func
     return str(getattr(func, "__name__", None) or type(func).__name__)

@@ -1,4 +1,4 @@
-"""Stored files, embedded: names for blobs. Used by `cloud.files`, directly and, later, by the server.
+"""Stored files, embedded: names for blobs. Used by `cloud.files` directly, and by the server.
 
 Owns the names, the books of the blobs, and when a blob may go. A name is a key in the database and never a path.
 
@@ -11,31 +11,32 @@ Who may do what at which moment::
 Blobs are removed only in `alone` blocks, and looked up and opened in one `reading` block: a reader that found a name
 finds its blob. They are put in place only by `writing` ones, which re-enter them in the books: a blob that is
 being put again while its last name goes is either seen as referenced or is put in place anew.
+
+A server reads contents piece by piece, each in a request of its own. What was opened there is kept for `lease_s` after
+the last piece, although its name may be gone.
 """
 
 from __future__ import annotations
 
 import builtins
 import io
-import operator
 import os
-import secrets
-import shutil
-import stat
-import sys
+import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import BinaryIO
 
 from cloud.errors import BackendError, StoredFileNotFound
 from cloud.logs import logger
 from cloud.resources import Database, check_text
-from cloud.resources.blobs import CHUNK_BYTES, Blob, BlobFolder, BlobReader, Readable, chunks
+from cloud.resources.blobs import Blob, BlobFolder, BlobReader, Readable, chunks
+from cloud.resources.stored import FileInfo, Files, StoredFile, check_file_name, check_range, not_found
 
 __all__ = ["FileInfo", "FileStore", "StoredFile"]
+
+#: For how long what was done is remembered by its key.
+_DONE_S = 86_400.0
+_MANY_LEASES = 4096
 
 _MIGRATIONS = [
     (
@@ -47,211 +48,152 @@ _MIGRATIONS = [
         # Blobs that lost a name and wait to be collected.
         "CREATE TABLE garbage (digest TEXT PRIMARY KEY) WITHOUT ROWID",
     ),
+    (
+        # What was done on request, by the key of the request: asked again, it is not done again.
+        "CREATE TABLE done (key TEXT PRIMARY KEY, reply INTEGER NOT NULL, at_s REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX done_at ON done (at_s)",
+    ),
 ]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileInfo:
-    """What is known of one stored file."""
-
-    name: str
-    size_bytes: int
-    #: MD5 of the contents, in hex.
-    md5: str
-    #: SHA-256 of the contents, in hex.
-    sha256: str
-    #: When it was last put.
-    modified: datetime
+_BLOB = "SELECT digest, size_bytes, md5, chunk_digests FROM"
 
 
-class StoredFile(io.BufferedReader):
-    """A stored file, or a range of it, open for reading as bytes; verified piece by piece as it is read.
-
-    ``read``, ``readline``, ``readlines``, iteration, ``seek``, ``tell``, ``close`` and ``with`` work as for any
-    binary file; positions count from the start of the range. Goes on reading the same contents when the file is
-    replaced or deleted meanwhile. Each read raises `StoredFileCorrupt` where the bytes do not match their checksum.
-    """
-
-    def __init__(self, reader: BlobReader) -> None:
-        super().__init__(reader, buffer_size=1 << 16)
-        self._blob = reader.blob
-
-    @property
-    def md5(self) -> str:
-        """MD5 of the whole file in hex, also when a range was opened."""
-        return self._blob.md5
-
-    @property
-    def filesize(self) -> int:
-        """Size of the whole file in bytes, also when a range was opened."""
-        return self._blob.size_bytes
-
-
-class FileStore:
+class FileStore(Files):
     """The files of one user or workgroup, kept under ``<home>/files``.
 
-    Safe in threads, in forked children, and beside other processes on the same folder. A name is any Unicode text
-    of 1 to 1024 characters without NUL; ``TypeError`` or ``ValueError`` for anything else. Nothing is created on
-    disk before the first put, and memory use does not grow with the size of the files.
+    Safe beside other processes on the same folder, too. Nothing is created on disk before the first put.
 
     Args:
         home: The data folder; need not exist.
+        lease_s: How long contents opened with `open_contents` are kept for the next `read_contents`. With leases one
+            process uses the folder.
     """
 
-    def __init__(self, home: str) -> None:
-        folder = os.path.join(os.path.abspath(home), "files")
-        self._database = Database(os.path.join(folder, "names.sqlite3"), _MIGRATIONS)
-        self._blobs = BlobFolder(folder)
+    def __init__(self, home: str, *, lease_s: float = 0.0) -> None:
+        self.folder = os.path.join(os.path.abspath(home), "files")
+        database = os.path.join(self.folder, "names.sqlite3")
+        self._database = Database(database, _MIGRATIONS)
+        self._blobs = BlobFolder(self.folder)
         self._swept = False
-
-    def put(self, file_path: str | os.PathLike[str], name: str | None = None) -> None:
-        """Store a file of this machine. Blocks until it is on disk.
-
-        Args:
-            file_path: The file to read.
-            name: Its name in the store, replaced if it exists; the last part of `file_path` by default.
-
-        Raises:
-            OSError: It cannot be read, or the disk is full; the store is unchanged.
-        """
-        path = os.fspath(file_path)
-        if not isinstance(path, str):
-            raise TypeError(f"file_path must be a str or a path, not {type(path).__name__}")
-        if name is None:
-            name = os.path.basename(path)
-        _check_name(name)
-        with open(path, "rb", buffering=0) as source:
-            self._store(source, name)
-
-    def putf(self, f: Readable | str | bytes, name: str) -> None:
-        """Store what a file object gives, or a str or bytes as contents. Blocks until it is on disk.
-
-        Args:
-            f: Read from its current position to its end in pieces, and closed afterwards. Text is stored as UTF-8.
-            name: Its name in the store, replaced if it exists.
-
-        Raises:
-            OSError: Reading failed, or the disk is full; the store is unchanged.
-            TypeError: `f` is none of these.
-        """
-        _check_name(name)
-        if isinstance(f, str | bytes | bytearray | memoryview):
-            self._store(f, name)
-            return
-        if not callable(getattr(f, "read", None)):
-            raise TypeError(f"f must be a file object, str or bytes, not {type(f).__name__}; for a path use put()")
-        try:
-            self._store(f, name)
-        finally:
-            getattr(f, "close", lambda: None)()
-
-    def get(
-        self,
-        file_name: str,
-        save_path: str | os.PathLike[str] | None = None,
-        start_byte: int = 0,
-        end_byte: int | None = None,
-    ) -> None:
-        """Copy a stored file, or a range of it, to this machine.
-
-        `save_path` is replaced in one step, once every byte was verified and written beside it: on any error it keeps
-        what it had. A pipe or device is written to directly.
-
-        Args:
-            file_name: The name in the store.
-            save_path: Where to; by default the last part of the name, in the current directory.
-            start_byte: First byte to copy.
-            end_byte: The byte after the last one, as in slices; None for the end of the file.
-
-        Raises:
-            StoredFileNotFound: No stored file has this name.
-            StoredFileCorrupt: The stored bytes do not match their checksum.
-            ValueError: No `save_path` is given and the name ends in none; or the range is not one.
-            OSError: `save_path` cannot be written.
-        """
-        with self.getf(file_name, start_byte, end_byte) as source:
-            if save_path is None:
-                save_path = os.path.basename(file_name)
-                if save_path in ("", os.curdir, os.pardir):
-                    raise ValueError(f"stored file {file_name!r} suggests no local name; give save_path")
-            with _replacing(os.fspath(save_path)) as target:
-                shutil.copyfileobj(source, target, CHUNK_BYTES)
+        self._lease_s = lease_s
+        self._leases: dict[str, float] = {}
+        # Whoever read before this process began, with the one before it, may go on.
+        self._all_leased_until = time.monotonic() + lease_s if lease_s and os.path.exists(database) else 0.0
 
     def getf(self, file_name: str, start_byte: int = 0, end_byte: int | None = None) -> StoredFile:
-        """Open a stored file, or a range of it, for reading.
+        check_file_name(file_name)
+        start, end = check_range(start_byte, end_byte)
+        with self._database.reading() as db:
+            row = db.execute(f"{_BLOB} file JOIN blob USING (digest) WHERE name = ?", (file_name,)).fetchone()
+            if row is None:
+                raise not_found(file_name)
+            blob = _blob(row)
+            descriptor = self._blobs.open(blob, file_name)
+        return StoredFile(BlobReader(descriptor, blob, file_name, start, end), blob)
 
-        Args:
-            file_name: The name in the store.
-            start_byte: First byte of the range.
-            end_byte: The byte after its last one, as in slices; None for the end of the file.
+    def open_contents(self, file_name: str) -> Blob:
+        """Return what a name stands for now, and keep it for `read_contents`.
 
         Raises:
             StoredFileNotFound: No stored file has this name.
-            StoredFileCorrupt: Its contents are missing.
-            ValueError: A byte number is negative, or the range ends before it starts.
         """
-        _check_name(file_name)
-        start, end = _check_range(start_byte, end_byte)
+        check_file_name(file_name)
         with self._database.reading() as db:
-            row = db.execute(
-                "SELECT digest, size_bytes, md5, chunk_digests FROM file JOIN blob USING (digest) WHERE name = ?",
-                (file_name,),
-            ).fetchone()
+            row = db.execute(f"{_BLOB} file JOIN blob USING (digest) WHERE name = ?", (file_name,)).fetchone()
             if row is None:
-                raise _not_found(file_name)
-            blob = Blob(digest=row[0], size_bytes=row[1], md5=row[2], chunk_digests=row[3])
-            descriptor = self._blobs.open(blob, file_name)
-        return StoredFile(BlobReader(descriptor, blob, file_name, start, end))
+                raise not_found(file_name)
+            self._lease(row[0])
+            return _blob(row)
 
-    def list(self, prefix: str = "") -> builtins.list[str]:
-        """Return the names of all stored files, sorted; only those that start with `prefix`, if given."""
+    def read_contents(self, digest: str, name: str, start: int, n: int) -> bytes:
+        """Return at most `n` bytes from `start` on of contents, verified.
+
+        Args:
+            digest: SHA-256 of the contents, from `open_contents`.
+            name: The name that they were opened by, for errors.
+            start: First byte.
+            n: How many.
+
+        Raises:
+            StoredFileNotFound: They have had no name for longer than they are kept, or never existed.
+            StoredFileCorrupt: They are missing, or do not match their checksum.
+        """
+        with self._database.reading() as db:
+            row = db.execute(f"{_BLOB} blob WHERE digest = ?", (digest,)).fetchone()
+            if row is None:
+                raise StoredFileNotFound(
+                    f"stored file {name!r} was replaced or deleted while it was being read; open it again", name
+                )
+            self._lease(digest)
+            blob = _blob(row)
+            descriptor = self._blobs.open(blob, name)
+        with io.BufferedReader(BlobReader(descriptor, blob, name, start, start + n)) as reader:
+            return reader.read(n)
+
+    def _lease(self, digest: str) -> None:
+        if self._lease_s:
+            now = time.monotonic()
+            if len(self._leases) >= _MANY_LEASES:
+                self._leases = {each: until for each, until in self._leases.copy().items() if until > now}
+            self._leases[digest] = now + self._lease_s
+
+    def _is_leased(self, digest: str) -> bool:
+        now = time.monotonic()
+        if self._leases.get(digest, 0.0) > now:
+            return True
+        self._leases.pop(digest, None)
+        return now < self._all_leased_until
+
+    def list(self, prefix: str = "", after: str = "", limit: int = -1) -> builtins.list[str]:
+        """Return the names of all stored files, sorted; only those that start with `prefix`, if given.
+
+        Args:
+            prefix: What the names start with.
+            after: Only names greater than this one.
+            limit: So many at most; -1 is without limit.
+        """
         check_text("prefix", prefix, 0, 1024)
+        check_text("after", after, 0, 1024)
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT name FROM file WHERE name >= :prefix AND substr(name, 1, length(:prefix)) = :prefix"
-                " ORDER BY name",
-                {"prefix": prefix},
+                "SELECT name FROM file WHERE name >= :prefix AND name > :after"
+                " AND substr(name, 1, length(:prefix)) = :prefix ORDER BY name LIMIT :limit",
+                {"prefix": prefix, "after": after, "limit": limit},
             ).fetchall()
         return [name for (name,) in rows]
 
     def exists(self, file_name: str) -> bool:
-        """Return whether a stored file has this name."""
-        _check_name(file_name)
+        check_file_name(file_name)
         with self._database.reading() as db:
             return db.execute("SELECT 1 FROM file WHERE name = ?", (file_name,)).fetchone() is not None
 
-    def delete(self, file_name: str) -> bool:
-        """Delete a stored file; return whether there was one. Who has it open can read on."""
+    def delete(self, file_name: str, key: str = "") -> bool:
+        """Delete a stored file; return whether there was one. Who has it open can read on.
+
+        Args:
+            file_name: The name in the store.
+            key: Of the request, see `done`.
+        """
         if not self.exists(file_name):
-            return False
+            return bool(key and self.done(key))
         with self._database.writing() as db:
+            if key and (before := _done(db, key)) is not None:
+                return bool(before)
             found = db.execute("DELETE FROM file WHERE name = ? RETURNING digest", (file_name,)).fetchall()
             db.executemany("INSERT OR IGNORE INTO garbage VALUES (?)", found)
-        self._tidy()
+            _note_done(db, key, len(found))
+        self.tidy()
         return bool(found)
 
-    def get_md5(self, file_name: str) -> str:
-        """Return the MD5 of a stored file, in hex.
-
-        Raises:
-            StoredFileNotFound: No stored file has this name.
-        """
-        return self.info(file_name).md5
-
     def info(self, file_name: str) -> FileInfo:
-        """Return what is known of a stored file.
-
-        Raises:
-            StoredFileNotFound: No stored file has this name.
-        """
-        _check_name(file_name)
+        check_file_name(file_name)
         with self._database.reading() as db:
             row = db.execute(
                 "SELECT size_bytes, md5, digest, modified_s FROM file JOIN blob USING (digest) WHERE name = ?",
                 (file_name,),
             ).fetchone()
         if row is None:
-            raise _not_found(file_name)
+            raise not_found(file_name)
         size_bytes, md5, digest, modified_s = row
         modified = datetime.fromtimestamp(modified_s, UTC)
         return FileInfo(name=file_name, size_bytes=size_bytes, md5=md5, sha256=digest, modified=modified)
@@ -266,24 +208,62 @@ class FileStore:
         if self._has_garbage():
             self._collect()
 
+    def used_bytes(self) -> int:
+        """Return the size of all contents; those that several names stand for count once."""
+        with self._database.reading() as db:
+            return int(db.execute("SELECT coalesce(sum(size_bytes), 0) FROM blob").fetchone()[0])
+
+    def done(self, key: str) -> int | None:
+        """Return what was noted when the request of this key was carried out, within a day; None if it was not."""
+        with self._database.reading() as db:
+            return _done(db, key)
+
+    def adopt(self, path: str, descriptor: int, blob: Blob, name: str, key: str) -> None:
+        """Make contents that are on disk in this file system those of a name, without copying them.
+
+        Args:
+            path: Where they are. Whoever wrote them there removes that name afterwards.
+            descriptor: Of the file there.
+            blob: What they are.
+            name: Replaced if it exists.
+            key: Of the request, see `done`.
+        """
+        check_file_name(name)
+        self._sweep_once()
+        with self._blobs.adopt(path, descriptor, blob) as second:
+            self._publish_whole(blob, second, name, key)
+        self.tidy()
+
+    def put_once(self, contents: bytes, name: str, key: str) -> None:
+        """As `putf`, unless the request of this key was carried out before; see `done`."""
+        check_file_name(name)
+        if key and self.done(key) is not None:
+            return
+        self._store(contents, name, key)
+
     def close(self) -> None:
-        """Close the database connections. Idempotent; open files stay open, and a later use connects anew."""
         self._database.close()
 
-    def _store(self, source: Readable | str | bytes, name: str) -> None:
+    def _store(self, source: Readable | str | bytes, name: str, key: str = "") -> None:
+        self._sweep_once()
+        with self._blobs.receive(chunks(source)) as (blob, path):
+            self._publish_whole(blob, path, name, key)
+        self.tidy()
+
+    def _sweep_once(self) -> None:
         if not self._swept:
             self.sweep()
             self._swept = True
-        with self._blobs.receive(chunks(source)) as (blob, path):
-            try:
-                self._publish(blob, path, name)
-            except BaseException:
-                # The blob may be in place with nobody to refer to it.
-                self._collect([blob.digest])
-                raise
-        self._tidy()
 
-    def _publish(self, blob: Blob, path: str, name: str) -> None:
+    def _publish_whole(self, blob: Blob, path: str, name: str, key: str) -> None:
+        try:
+            self._publish(blob, path, name, key)
+        except BaseException:
+            # The blob may be in place with nobody to refer to it.
+            self._collect([blob.digest])
+            raise
+
+    def _publish(self, blob: Blob, path: str, name: str, key: str) -> None:
         with self._database.writing() as db:
             self._blobs.publish(blob, path)
             db.execute(
@@ -295,21 +275,25 @@ class FileStore:
                 (name, blob.digest),
             )
             db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (name, blob.digest, time.time()))
+            _note_done(db, key, 1)
 
     def _collect(self, digests: Iterable[str] = ()) -> None:
         with self._database.alone() as db:
-            garbage = [digest for (digest,) in db.execute("SELECT digest FROM garbage")]
-            for digest in {*garbage, *digests}:
+            garbage = {digest for (digest,) in db.execute("SELECT digest FROM garbage")}
+            for digest in garbage.union(digests):
                 if db.execute("SELECT 1 FROM file WHERE digest = ?", (digest,)).fetchone() is None:
+                    if digest in garbage and self._is_leased(digest):
+                        continue
                     db.execute("DELETE FROM blob WHERE digest = ?", (digest,))
                     self._blobs.remove(digest)
-            db.execute("DELETE FROM garbage")
+                db.execute("DELETE FROM garbage WHERE digest = ?", (digest,))
 
     def _has_garbage(self) -> bool:
         with self._database.reading() as db:
             return db.execute("SELECT 1 FROM garbage").fetchone() is not None
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
+        """Remove contents without a name that are kept for no reader any more; what fails is logged."""
         try:
             if self._has_garbage():
                 self._collect()
@@ -318,45 +302,17 @@ class FileStore:
             logger("Cloud.files").warning("unused contents are kept for now: %s", exc)
 
 
-def _check_name(name: str) -> None:
-    if "\0" in check_text("the name of a stored file", name, 1, 1024):
-        raise ValueError(f"the name of a stored file must not contain NUL: {name!r}")
+def _blob(row: tuple[str, int, str, bytes]) -> Blob:
+    return Blob(digest=row[0], size_bytes=row[1], md5=row[2], chunk_digests=row[3])
 
 
-def _check_range(start_byte: int, end_byte: int | None) -> tuple[int, int]:
-    start = operator.index(start_byte)
-    end = sys.maxsize if end_byte is None else operator.index(end_byte)
-    if start < 0 or end < start:
-        raise ValueError(f"byte range {start_byte!r} to {end_byte!r} is not one: 0 <= start_byte <= end_byte")
-    return start, end
+def _done(db: sqlite3.Connection, key: str) -> int | None:
+    row = db.execute("SELECT reply FROM done WHERE key = ?", (key,)).fetchone()
+    return None if row is None else int(row[0])
 
 
-def _not_found(name: str) -> StoredFileNotFound:
-    return StoredFileNotFound(f"no stored file is named {name!r}; list() tells which there are", name)
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes the place of `path` at the end of the block, if nothing was raised."""
-    path = os.path.realpath(path)  # a link stays a link
-    mode: int | None = None
-    with suppress(FileNotFoundError):
-        mode = os.stat(path).st_mode
-    if mode is not None and not stat.S_ISREG(mode):
-        with open(path, "wb") as device:
-            yield device
-        return
-    part = os.path.join(os.path.dirname(path), f".cloud-{secrets.token_hex(8)}.part")
-    try:
-        target = open(part, "xb")  # noqa: SIM115  # its errors are told apart from those of the block
-    except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, path) from exc
-    try:
-        with target:
-            yield target
-        if mode is not None:
-            os.chmod(part, stat.S_IMODE(mode))
-        os.replace(part, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
+def _note_done(db: sqlite3.Connection, key: str, reply: int) -> None:
+    if key:
+        now = time.time()
+        db.execute("DELETE FROM done WHERE at_s < ?", (now - _DONE_S,))
+        db.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", (key, reply, now))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,14 +31,16 @@ class ServerConfig:
     """(first uid, how many): each workgroup's jobs run as a user of its own."""
     max_message_bytes: int = 1024 * MB
     """Of one request with payloads, or one reply."""
+    max_held_bytes: int = 2048 * MB
+    """Of all requests that are being received or answered."""
     max_json_bytes: int = MB
     """Of the JSON of one request."""
     max_file_bytes: int = 1024 * 1024 * MB
     max_queued_jobs: int = 5_000_000
-    """Of one workgroup."""
-    max_requests_per_key: int = 256
+    """Of one workgroup that has no quota of its own."""
+    max_requests_per_key: int = 1024
     """Held open at the same time by one key."""
-    max_connections_per_address: int = 4096
+    max_connections_per_address: int = 16_384
     job_memory_bytes: int = 0
     """Limits of one worker; 0: none."""
     job_processes: int = 512
@@ -54,3 +58,12 @@ class ServerConfig:
     json_logs: bool = False
     trusted_hosts: tuple[str, ...] = ()
     """Further names by which clients may address this server; empty: any."""
+
+
+def is_loopback(host: str) -> bool:
+    """True for a name or address that only this machine itself reaches."""
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from cloud.backends.local import LocalBackend
 from cloud.backends.processes import PRELOAD
@@ -17,19 +17,23 @@ from cloud.backends.requests import Request, Requests
 from cloud.configuration import usable_cores
 from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
-from cloud.engine.executor.processes import ProcessExecutor
-from cloud.engine.executor.setup import WorkerSetup
+from cloud.engine.executor.served import ServedProcesses
+from cloud.engine.executor.setup import WorkerSetup, default_environ
 from cloud.engine.executor.slots import Slots
 from cloud.engine.store.sqlite import SqliteStore
 from cloud.engine.worker.limits import Limits
-from cloud.errors import BackendClosed, BackendError, UnsupportedOperation
+from cloud.errors import BackendClosed, BackendError, CloudException, UnsupportedOperation
 from cloud.jobs import Environment
 from cloud.resources.accounts import AccountStore
 from cloud.resources.code import CodeFolder
 from cloud.resources.principals import Quotas
+from cloud.server.beside import ResourceRequests
 from cloud.server.config import ServerConfig
+from cloud.wire import MAX_WAIT_S
 
 OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+_ON_CODE: Final = {"missing_code": "_missing_code", "publish_code": "_publish_code"}
 
 Answer = tuple[dict[str, Any], tuple[bytes, ...]]
 
@@ -53,6 +57,8 @@ class Group:
         self.folder = folder
         self._config = config
         self._quotas = quotas
+        self._slots = slots
+        self._suspended = self._draining = False
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.code = CodeFolder(os.path.join(folder, "code"))
         scratch = os.path.join(folder, "scratch")
@@ -62,6 +68,8 @@ class Group:
             scratch=scratch,
             interpreters=config.interpreters,
             code_folder=os.path.join(folder, "code"),
+            # The folders of code are named by their content: no bytecode may come into them.
+            environ={**default_environ(), "PYTHONDONTWRITEBYTECODE": "1"},
             limits=Limits(
                 memory_bytes=config.job_memory_bytes,
                 n_files=config.job_open_files,
@@ -73,19 +81,36 @@ class Group:
         )
         self.pythons = sorted({OWN_PYTHON, *config.interpreters})
         self.store = SqliteStore(folder)
-        self.executor = ProcessExecutor(
-            min(slots.n, quotas.max_slots or slots.n),
+        self.executor = ServedProcesses(
+            _n_slots(slots, quotas),
             output_limit_bytes=config.output_limit_bytes,
             grace_s=config.kill_grace_s,
             preload=PRELOAD,
             setup=setup,
             slots=slots,
+            idle_s=config.idle_s,
         )
         self.engine = Engine(self.store, self.executor, RealClock(), max_nesting=config.max_nesting)
         self.backend = LocalBackend("server", self.engine, "server")
         self.requests = Requests(self.backend)
+        self.beside = ResourceRequests(
+            folder,
+            self._serve,
+            self.environment,
+            self.store.recall,
+            self.engine.lock,
+            max_file_bytes=_max_file_bytes(config, quotas),
+            max_storage_bytes=quotas.max_storage_bytes,
+        )
+        self.requests.beside = self.beside
+        self.requests.admit = self._check_room
         self.engine.serve_requests(self.requests)
         self.engine.recover()
+        self.beside.start()
+
+    def _serve(self, request: Request) -> None:
+        with self.engine.changing:
+            self.requests.serve(request)
 
     async def ask(self, op: str, content: dict[str, Any], blobs: list[bytes], key: str = "") -> Answer:
         """Answer one request of a client of this workgroup."""
@@ -98,16 +123,33 @@ class Group:
             except RuntimeError:
                 pass  # the server has stopped; the client will ask its successor
 
+        if "timeout_s" in content:
+            wanted_s = content["timeout_s"]
+            content["timeout_s"] = MAX_WAIT_S if wanted_s is None else min(wanted_s, MAX_WAIT_S)
         request = Request(op, content, blobs, reply, key=key)
         try:
+            if op in _ON_CODE:
+                return await asyncio.to_thread(getattr(self, _ON_CODE[op]), content, blobs), ()
             if op in ("submit", "open_map"):
                 request.environment = self.environment(content)
-                self._check_room(content)
-            with self.engine.changing:
-                self.requests.serve(request)
-        except (BackendError, BackendClosed) as exc:
+            self._serve(request)
+        except CloudException as exc:
             request.refuse(exc)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if request.give_up is not None:
+                with self.engine.changing:
+                    request.give_up()
+            raise
+
+    def _missing_code(self, content: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+        return {"missing": self.code.missing(content["files"])}
+
+    def _publish_code(self, content: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+        for digest, blob in zip(content["contents"], blobs, strict=True):
+            self.code.store(digest, blob)
+        return {"code": self.code.publish(content["files"])}
 
     def environment(self, content: dict[str, Any]) -> Environment:
         """What the workers of a client's submission must be.
@@ -136,19 +178,42 @@ class Group:
             raise error
         return Environment(python, code)
 
-    def _check_room(self, content: dict[str, Any]) -> None:
+    def _check_room(self, n_jobs: int) -> None:
+        if self._suspended:
+            raise BackendError("this workgroup is suspended", hint="Ask the operator of the server.")
         n = self.engine.n_unfinished
         limit = self._config.max_queued_jobs if self._quotas.max_queued_jobs is None else self._quotas.max_queued_jobs
-        if n >= limit:
+        if n + n_jobs > limit:
             raise BackendError(
-                f"this workgroup has {n} unfinished jobs, and may have {limit}",
-                retry=True,
+                f"this workgroup has {n} unfinished jobs, and may have {limit}; these are {n_jobs} more",
+                retry=n_jobs <= limit,
                 hint="Wait for some, or kill some.",
             )
+
+    def allow(self, quotas: Quotas, *, suspended: bool) -> None:
+        """Take up what the operator has changed.
+
+        Args:
+            quotas: The limits from now on. Jobs that run go on.
+            suspended: Begin no more jobs, of crons and of jobs neither; those that run may end.
+        """
+        with self.engine.changing:
+            if quotas != self._quotas:
+                self._quotas = quotas
+                self.executor.limit(_n_slots(self._slots, quotas))
+                self.beside.uploads.max_storage_bytes = quotas.max_storage_bytes
+                self.beside.uploads.max_file_bytes = _max_file_bytes(self._config, quotas)
+            if suspended != self._suspended and not self._draining:
+                self._suspended = suspended
+                if suspended:
+                    self.engine.pause()
+                else:
+                    self.engine.resume()
 
     def drain(self) -> None:
         """Begin no more jobs."""
         with self.engine.changing:
+            self._draining = True
             self.engine.pause()
 
     @property
@@ -158,7 +223,17 @@ class Group:
 
     def close(self) -> None:
         """End its workers; what is unfinished waits on disk. Blocks; idempotent."""
+        self.beside.stop()
         self.engine.close()
+        self.beside.close()
+
+
+def _n_slots(slots: Slots, quotas: Quotas) -> int:
+    return slots.n if quotas.max_slots is None else min(slots.n, max(1, quotas.max_slots))
+
+
+def _max_file_bytes(config: ServerConfig, quotas: Quotas) -> int:
+    return config.max_file_bytes if quotas.max_file_bytes is None else min(config.max_file_bytes, quotas.max_file_bytes)
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
@@ -184,7 +259,7 @@ class Groups:
 
     def __init__(self, config: ServerConfig, accounts: AccountStore, lock_fd: int) -> None:
         self._config = config
-        self._accounts = accounts
+        self.accounts = accounts
         self._lock_fd = lock_fd
         self.slots = Slots(config.workers or usable_cores())
         self._groups: dict[int, Group] = {}
@@ -204,8 +279,11 @@ class Groups:
             group = self._groups.get(number)
             if group is None:
                 folder = os.path.join(self._config.data, "groups", str(number))
-                quotas = {each.id: each.quotas for each in self._accounts.list_workgroups()}.get(number, Quotas())
+                known = {each.id: each for each in self.accounts.list_workgroups()}.get(number)
+                quotas = Quotas() if known is None else known.quotas
                 group = Group(folder, number, self._config, self.slots, self._lock_fd, quotas)
+                if known is not None and known.suspended:
+                    group.allow(quotas, suspended=True)
                 self._groups[number] = group
             return group
 
@@ -222,6 +300,13 @@ class Groups:
     def opened(self) -> list[Group]:
         """Those that are open."""
         return list(self._groups.values())
+
+    def refresh(self) -> None:
+        """Take up quotas that were changed, and workgroups that were suspended. Blocks for the accounts."""
+        for each in self.accounts.list_workgroups():
+            group = self._groups.get(each.id)
+            if group is not None:
+                group.allow(each.quotas, suspended=each.suspended)
 
     def close(self) -> None:
         """Close all. Blocks; idempotent."""

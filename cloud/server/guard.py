@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-_TEXT: Final = b'{"error": "BackendError", "text": "too many connections come from this address", "jid": null}'
+_TEXT: Final = b'{"error": "BackendError", "text": "there are too many connections", "jid": null, "hint": null}'
+_SLOWEST_BYTES_PER_S: Final = 1024
+_TELL_EVERY_S: Final = 1.0
 _TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_TEXT), _TEXT)
@@ -23,11 +27,19 @@ class Guard:
     Args:
         header_s: By when the head of a request must have arrived, from its first byte or the connection's begin.
         max_connections: Of one address.
+        log: Told of those that are closed.
+
+    Attributes:
+        header_s: As given.
+        max_total: Of all addresses.
     """
 
-    def __init__(self, header_s: float, max_connections: int) -> None:
+    def __init__(self, header_s: float, max_connections: int, log: Callable[[dict[str, Any]], None]) -> None:
         self.header_s = header_s
+        self.max_total = 1 << 20
         self._max = max_connections
+        self._log = log
+        self._n_all = 0
         self._n: Counter[str] = Counter()
         self._guarded: WeakKeyDictionary[asyncio.BaseTransport, Guarded] = WeakKeyDictionary()
 
@@ -49,17 +61,33 @@ class Guard:
 
     def admit(self, address: str, transport: asyncio.BaseTransport, guarded: Guarded) -> bool:
         """Count a connection; False if there are too many."""
-        if self._n[address] >= self._max:
+        if self._n[address] >= self._max or self._n_all >= self.max_total:
+            self.closed(address, "too many")
             return False
         self._n[address] += 1
+        self._n_all += 1
         self._guarded[transport] = guarded
         return True
 
     def leave(self, address: str) -> None:
         """One is gone."""
+        self._n_all -= 1
         self._n[address] -= 1
         if not self._n[address]:
             del self._n[address]
+
+    def closed(self, address: str, why: str) -> None:
+        """Tell of one that was closed; of many in short time, only of the first."""
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            self._log({"event": "connection_closed", "address": address, "why": why, "before": self._n_untold})
+            self._n_untold = 0
+        else:
+            self._n_untold += 1
+
+    _told = float("-inf")
+    _n_untold = 0
 
 
 class Guarded(asyncio.Protocol):
@@ -79,6 +107,7 @@ class Guarded(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._deadline: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,12 +134,15 @@ class Guarded(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
+        self._look_at_writing()
 
     def resume_writing(self) -> None:
+        self._stop_watching()
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._stop_watching()
         if self._address:
             self._guard.leave(self._address)
             self._inner.connection_lost(exc)
@@ -132,4 +164,23 @@ class Guarded(asyncio.Protocol):
     def _too_slow(self) -> None:
         self._deadline = None
         if not self.busy and self._transport is not None:
+            self._guard.closed(self._address, "no request came")
             self._transport.abort()
+
+    def _look_at_writing(self, before: float = math.inf) -> None:
+        """The reply must go on at some rate: who does not read it would hold its bytes for ever."""
+        self._stop_watching()
+        if self._transport is None:
+            return
+        left = self._transport.get_write_buffer_size()
+        if before - left < _SLOWEST_BYTES_PER_S * self._guard.header_s:
+            self._guard.closed(self._address, "the reply was not read")
+            self._transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._writing = loop.call_later(self._guard.header_s, self._look_at_writing, left)
+
+    def _stop_watching(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None

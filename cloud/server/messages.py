@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
@@ -16,6 +19,8 @@ from cloud.wire import MESSAGE_TYPE, OPERATIONS, RESOURCE_OPERATIONS, Operation,
 _SLOW_AFTER_S: Final = 10.0
 _SLOWEST_BYTES_PER_S: Final = 1024
 _MAX_JIDS: Final = 20_000_000
+_MAX_SCATTERED: Final = 2_000_000
+"""Of several runs: a run costs what its ends cost, several are a list of all."""
 
 #: By error class, what HTTP calls it. Those not named are the request's fault.
 STATUSES: Final = {
@@ -70,24 +75,38 @@ def request_schema(operation: Operation) -> dict[str, Any]:
 
 
 async def read_message(
-    request: web.Request, operation: Operation, *, max_json_bytes: int, max_message_bytes: int
+    request: web.Request,
+    operation: Operation,
+    take: Callable[[int], None],
+    *,
+    max_json_bytes: int,
+    max_message_bytes: int,
 ) -> tuple[dict[str, Any], list[bytes]]:
     """What a client asks, checked against the table.
 
+    Args:
+        request: Its request.
+        operation: What it asks for.
+        take: Called with the number of bytes that came; see `Held`.
+        max_json_bytes: Of the JSON.
+        max_message_bytes: Of all.
+
     Raises:
-        Refusal: It is not a message, is not what the operation takes, is too large or arrives too slowly.
+        Refusal: It is not a message, is not what the operation takes, is too large or arrives too slowly; or the
+            server holds as much as it may.
     """
+    if "Content-Encoding" in request.headers:
+        # A few compressed bytes may be any number of bytes.
+        raise Refusal(415, "a body comes as it is, without a Content-Encoding")
     if operation.method == "GET":
         return {}, []
     packed = request.content_type == MESSAGE_TYPE
     limit = max_message_bytes if packed else max_json_bytes
-    body = await _read(request, limit)
+    body = await _read(request, limit, take)
     try:
-        content, blobs = _unpack(body, max_json_bytes) if packed else (json.loads(body or b"{}"), [])
+        content, blobs = _unpack(body, max_json_bytes) if packed else (_loads(body or b"{}"), [])
     except (ValueError, RecursionError) as exc:
         raise Refusal(400, f"the body is not a message: {exc}") from None
-    if bool(blobs) != bool(operation.blobs) and not (operation.name == "extend" and not blobs):
-        raise Refusal(400, f"{operation.name} takes " + (operation.blobs or "no blobs") + f", and {len(blobs)} came")
     try:
         _validators()[operation.name](content)
     except fastjsonschema.JsonSchemaValueException as exc:
@@ -97,18 +116,55 @@ async def read_message(
 
 
 def _check_counts(name: str, content: dict[str, Any], n_blobs: int) -> None:
-    wanted = {"submit": 3, "open_map": 2, "cron.register": 1}.get(name, 0)
+    wanted = {"submit": 3, "open_map": 2, "cron.register": 3, "files.put": 1, "files.append": 1}.get(name, 0)
     wanted += len(content.get("chunks", ())) + len(content.get("contents", ()))
     if n_blobs != wanted:
         raise Refusal(400, f"{name} takes {wanted} blobs here, and {n_blobs} came")
     pairs = content.get("jids") or ()
     if any(stop < start for start, stop in pairs):
         raise Refusal(400, "a run of jids ends before it begins")
-    if sum(stop - start for start, stop in pairs) > _MAX_JIDS:
-        raise Refusal(413, f"more than {_MAX_JIDS} jids in one request")
+    limit = _MAX_JIDS if len(pairs) == 1 else _MAX_SCATTERED
+    if sum(stop - start for start, stop in pairs) > limit:
+        raise Refusal(413, f"more than {limit} jids in one request", hint="Ask for fewer at once.")
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
+class Held:
+    """Bytes of bodies in memory, of all requests together.
+
+    Args:
+        limit: How many there may be.
+
+    Attributes:
+        n: How many there are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.n = 0
+
+    @contextmanager
+    def of_request(self) -> Iterator[Callable[[int], None]]:
+        """Count those of one request, until it is answered. What is called with each number raises `Refusal`."""
+        mine = 0
+
+        def take(n: int) -> None:
+            nonlocal mine
+            if self.n + n > self.limit:
+                raise Refusal(
+                    503,
+                    f"the server holds {self.n} bytes of requests, and may hold {self.limit}",
+                    headers={"Retry-After": "1", "Connection": "close"},
+                )
+            self.n += n
+            mine += n
+
+        try:
+            yield take
+        finally:
+            self.n -= mine
+
+
+async def _read(request: web.Request, limit: int, take: Callable[[int], None]) -> bytes:
     length = request.content_length
     if length is None and request.body_exists:
         raise Refusal(411, "a body needs a Content-Length here")
@@ -118,6 +174,7 @@ async def _read(request: web.Request, limit: int) -> bytes:
     n, began = 0, time.monotonic()
     while not request.content.at_eof():
         n += len(piece := await read_piece(request, began, n))
+        take(len(piece))
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -156,7 +213,39 @@ def too_large(n_bytes: int, limit: int) -> Refusal:
 def _unpack(body: bytes, max_json_bytes: int) -> tuple[dict[str, Any], list[bytes]]:
     if int.from_bytes(body[:4], "little") > max_json_bytes:
         raise ValueError(f"its JSON is longer than {max_json_bytes} bytes")
-    return unpack_message(body)
+    return unpack_message(body, _loads)
+
+
+def _loads(text: bytes) -> Any:
+    """JSON as RFC 8259 has it, and nothing that two readers might read differently.
+
+    Raises:
+        ValueError: It is not that.
+    """
+    content = json.loads(text.decode(), object_pairs_hook=_object, parse_float=_number, parse_constant=_no_number)
+    if b"\\u" in text:
+        # Half of a surrogate pair is no character: no file, database or log takes it.
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return found
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    if abs(number) == math.inf:
+        raise ValueError("a number is too large")
+    # To JSON 1.0 is an integer.
+    return int(number) if number.is_integer() else number
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> web.Response:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import os
+import resource
 import signal
 import ssl
 import time
@@ -21,12 +21,16 @@ from cloud.resources.accounts import AccountStore
 from cloud.server.app import Application
 from cloud.server.audit import AuditLog
 from cloud.server.auth import Authenticator
-from cloud.server.config import ServerConfig
+from cloud.server.config import ServerConfig, is_loopback
 from cloud.server.groups import Groups
+from cloud.server.protocol import Protocol
 
 _OTHERS_END_S: Final = 10.0
 _DRAIN_S: Final = 30.0
 _BACKLOG: Final = 4096
+_REFRESH_S: Final = 1.0
+_OWN_FILES: Final = 512
+"""Descriptors that are no connections."""
 
 
 class Server:
@@ -73,20 +77,19 @@ class Server:
             loop.add_signal_handler(number, self._on_signal)
         runner = web.AppRunner(
             self.application.web,
-            access_log=None,
-            keepalive_timeout=75.0,
-            max_line_size=16 * 1024,
-            max_field_size=16 * 1024,
             shutdown_timeout=1.0,
             handler_cancellation=True,
         )
         await runner.setup()
-        assert runner.server is not None
+        server = runner.server
+        assert server is not None
+        self.application.connections.max_total = _allow_connections()
         listening = await loop.create_server(
-            self.application.connections.around(runner.server),
+            self.application.connections.around(lambda: Protocol(server, self._log)),
             self.config.host,
             self.config.port,
             ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self.config.header_s,
             backlog=_BACKLOG,
             reuse_address=True,
         )
@@ -98,13 +101,23 @@ class Server:
             )
             self.application.ready = True
             on_ready()
-            await self._stop.wait()
+            await self._until_stopped(self._stop)
             self.application.draining = True
             await self._drain()
         finally:
             listening.close()
             await runner.cleanup()
             await asyncio.to_thread(self.close)
+
+    async def _until_stopped(self, stop: asyncio.Event) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _REFRESH_S)
+                return
+            try:
+                await asyncio.to_thread(self.groups.refresh)
+            except (BackendError, OSError) as exc:
+                self._log({"event": "refresh_failed", "exception": exc})
 
     def _on_signal(self) -> None:
         self._stopping += 1
@@ -131,6 +144,16 @@ class Server:
             os.close(fd)
 
 
+def _allow_connections() -> int:
+    """As many as the system lets this process have; how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems say "infinity", and mean less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(16, (1 << 20 if soft == resource.RLIM_INFINITY else soft) - _OWN_FILES)
+
+
 def _tls(config: ServerConfig) -> ssl.SSLContext | None:
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigurationError("--tls-cert and --tls-key belong together: give both")
@@ -144,20 +167,12 @@ def _tls(config: ServerConfig) -> ssl.SSLContext | None:
                 f"the certificate {config.tls_cert} or its key {config.tls_key} cannot be used: {exc}"
             ) from exc
         return context
-    if not config.insecure and not _is_loopback(config.host):
+    if not config.insecure and not is_loopback(config.host):
         raise ConfigurationError(
             f"--host {config.host} serves other machines, and without TLS whoever sees the traffic can run code here: "
             "give --tls-cert and --tls-key, or --insecure behind a proxy that does TLS"
         )
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _lock(path: str) -> int:

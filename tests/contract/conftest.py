@@ -10,17 +10,27 @@ from typing import Any
 import pytest
 
 from cloud.backends.base import Backend
-from tests.backends import forget_settings
+from tests.backends import forget_settings, new_credentials
 from tests.contract.jobs import Gate
 
-PROCESSES_ONLY = pytest.mark.parametrize("backend_name", ["mp"], indirect=True)
+PROCESSES_ONLY = pytest.mark.parametrize("backend_name", ["mp", "http"], indirect=True)
 """For clauses about worker processes, which a simulation has none of."""
 
-BEGINNINGS = {
-    "mp": "import cloud.mp as api\n",
-    "simulator": "import cloud as api\napi.start_simulator()\n",
-}
-"""By backend, how a user's program gets its verbs."""
+EMBEDDED_ONLY = pytest.mark.parametrize("backend_name", ["mp", "simulator"], indirect=True)
+"""For clauses about what does not travel to a server: the surroundings of the program."""
+
+CHILDREN_ONLY = pytest.mark.parametrize("backend_name", ["mp"], indirect=True)
+"""For clauses about worker processes of this very process."""
+
+
+def beginning(backend_name: str) -> str:
+    """How a user's program gets its verbs."""
+    if backend_name == "mp":
+        return "import cloud.mp as api\n"
+    if backend_name == "simulator":
+        return "import cloud as api\napi.start_simulator()\n"
+    key, secret, url = new_credentials()
+    return f"import cloud as api\napi.setkey({key}, {secret!r}, {url!r})\n"
 
 
 @pytest.fixture

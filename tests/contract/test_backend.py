@@ -17,7 +17,7 @@ from cloud.errors import BackendClosed, JobFailed, JobNotFound, JobStalled, Seri
 from cloud.jobs import DEFAULT_OPTIONS, DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, STDOUT, WAITING
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.conftest import BEGINNINGS, PROCESSES_ONLY
+from tests.contract.conftest import PROCESSES_ONLY, beginning
 from tests.contract.jobs import Gate, Point, eventually, notes
 from tests.scripts import ScriptRunner
 
@@ -419,7 +419,7 @@ def test_24_any_callable_is_a_function(api: ModuleType) -> None:
 
 
 def test_24_functions_of_main_are_functions(run_script: ScriptRunner, backend_name: str) -> None:
-    program = BEGINNINGS[backend_name] + "\n".join(
+    program = beginning(backend_name) + "\n".join(
         (
             "offset = 100",
             "def helper(x): return x + offset",

@@ -16,7 +16,7 @@ import cloud.mp
 from cloud.errors import CloudException, CloudTimeoutError, JobFailed, JobNotFound
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.conftest import BEGINNINGS, PROCESSES_ONLY
+from tests.contract.conftest import PROCESSES_ONLY, beginning
 from tests.contract.jobs import Gate, eventually, note, notes
 from tests.scripts import ScriptRunner
 
@@ -282,7 +282,7 @@ def test_what_a_job_submits_is_taken_by_value(api: ModuleType, one_slot: None) -
 
 
 def test_functions_of_main_submit_functions_of_main(run_script: ScriptRunner, backend_name: str) -> None:
-    program = BEGINNINGS[backend_name] + "\n".join(
+    program = beginning(backend_name) + "\n".join(
         (
             "offset = 1",
             "class Box:",

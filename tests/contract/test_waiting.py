@@ -14,7 +14,7 @@ import pytest
 
 from cloud.errors import CloudTimeoutError, JobFailed, JobKilled
 from tests import sample_functions as sample
-from tests.contract.conftest import BEGINNINGS
+from tests.contract.conftest import beginning
 from tests.contract.jobs import Gate, eventually
 from tests.scripts import ScriptRunner
 
@@ -357,7 +357,7 @@ def test_a_loop_may_be_gone_when_its_job_ends(api: ModuleType, gate: Gate) -> No
 
 
 def test_ctrl_c_interrupts_the_wait_and_leaves_the_jobs(run_script: ScriptRunner, backend_name: str) -> None:
-    program = BEGINNINGS[backend_name] + "\n".join(
+    program = beginning(backend_name) + "\n".join(
         (
             "import os, signal, threading, time",
             "def hold():",

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.leaks import MARK, SHARED
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,16 +26,19 @@ class RunningServer:
         options: Further words of the command line.
         env: Further environment variables.
         port: 0: any.
+        module: What is run: `cloud`, or a module of the tests that does something before it.
 
     Attributes:
+        env: As given; what is changed holds from the next start on.
         url: Where it answers.
         api_key, api_secretkey: Of the first administrator; kept from the first start of the folder.
     """
 
-    def __init__(self, data: Path, *options: str, env: dict[str, str] | None = None, port: int = 0) -> None:
+    def __init__(self, data: Path, *options: str, env: dict[str, str] | None = None, port: int = 0, module: str = "cloud") -> None:
         self.data = data
         self._options = options
-        self._env = env or {}
+        self.env = {} if env is None else env
+        self._module = module
         self.port = port
         self.url = ""
         self.api_key = 0
@@ -43,9 +48,9 @@ class RunningServer:
 
     def start(self, timeout_s: float = 30.0) -> Self:
         """Start it, and wait until it is ready."""
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOUD_")}
-        environ |= {"PYTHONPATH": str(ROOT), "CLOUD_HOME": str(self.data.parent / "server-home"), **self._env}
-        command = [sys.executable, "-m", "cloud", "serve", "--port", str(self.port), "--data", str(self.data)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOUD_") and name != MARK}
+        environ |= {"PYTHONPATH": str(ROOT), "CLOUD_HOME": str(self.data.parent / "server-home"), **self.env}
+        command = [sys.executable, "-m", self._module, "serve", "--port", str(self.port), "--data", str(self.data)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--print-json", *self._options],
@@ -56,8 +61,13 @@ class RunningServer:
                 env=environ,
                 start_new_session=True,
             )
+        SHARED.add(self.process.pid)
         line = self._first_line(time.monotonic() + timeout_s)
         facts = json.loads(line)
+        assert self.process is not None
+        assert self.process.stdout is not None
+        # Not kept open: a test that counts descriptors must not meet one of a server that it started by the way.
+        self.process.stdout.close()
         self.url = facts["url"]
         self.port = int(self.url.rpartition(":")[2])
         if facts["api_key"] is not None:
@@ -97,26 +107,28 @@ class RunningServer:
     def _buried(self, timeout_s: float = 10.0) -> int:
         assert self.process is not None
         code = self.process.wait(timeout_s)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        SHARED.discard(self.process.pid)
         self.process = None
         return code
 
     def new_group(self, **quotas: Any) -> tuple[int, str]:
         """A workgroup of its own: (key, secret) of its administrator."""
-        from cloud.resources.accounts import AccountStore
+        from cloud.resources import accounts
         from cloud.resources.principals import Role
 
-        store = AccountStore(str(self.data))
+        # Nobody signs in with this password, and hashing it well takes 0.2 s.
+        cost, accounts._PASSWORD_COST = accounts._PASSWORD_COST, (2, 8, 1)
+        store = accounts.AccountStore(str(self.data))
         try:
             name = f"group{time.monotonic_ns()}"
             store.create_workgroup(name)
             if quotas:
-                store.set_quotas(name, quotas)
+                store.change_quotas(name, quotas)
             store.create_user(name, "a password", name, Role.ADMIN)
             key = store.create_key(name)
         finally:
             store.close()
+            accounts._PASSWORD_COST = cost
         assert key.api_secretkey is not None
         return key.api_key, key.api_secretkey
 

@@ -307,7 +307,9 @@ class Scenario:
                     raise Failure(answer["error"])
                 number = answer["map"]
                 for _ in range(0 if sealed else rng.randint(0, 3)):
-                    yield Ask({"op": "extend", "map": number, "chunks": [[1, rng.randint(1, 4)]], "sealed": False}, (b"",))
+                    yield Ask(
+                        {"op": "extend", "map": number, "chunks": [[1, rng.randint(1, 4)]], "sealed": False}, (b"",)
+                    )
                     yield Sleep(0.001 * rng.random())
                 if not sealed and rng.random() < 0.9:
                     answer, _ = yield Ask({"op": "extend", "map": number, "chunks": [], "sealed": True})
@@ -332,7 +334,13 @@ class Scenario:
         left = set(jids)
         while left:
             timeout_s = self.rng.choice((None, 0.1))
-            ask = {"op": "finals", "jids": pack_jids(sorted(left)), "timeout_s": timeout_s, "poll": "", "background": False}
+            ask = {
+                "op": "finals",
+                "jids": pack_jids(sorted(left)),
+                "timeout_s": timeout_s,
+                "poll": "",
+                "background": False,
+            }
             answer, _ = yield Ask(ask)
             check(answer["found"] or answer["gone"] or timeout_s is not None, "finals inside a job told nothing")
             for first, n, status in answer["found"]:

@@ -165,8 +165,9 @@ class Executor(ABC):
 
     @abstractmethod
     def live(self, batch: Batch, index: int) -> dict[str, Any]:
-        """Of a running item: ``pid``, ``started`` (epoch seconds), the last part of ``stdout`` and ``stderr`` so
-        far (bytes), and how many bytes they had in all, ``n_stdout`` and ``n_stderr``.
+        """Of a running item: ``pid``, ``started`` (epoch seconds), ``stdout`` and ``stderr`` so far (bytes).
+
+        What keeps only their last part also tells how long they are: ``n_stdout`` and ``n_stderr``, in bytes.
         """
 
     @abstractmethod

@@ -265,7 +265,8 @@ class SqliteStore(Store):
             page = self._read(where, before, *values, last_first=n)
             before = min(page) if len(page) == n else 0
             while held and held[-1].batch.jid0 >= before:
-                page[held[-1].batch.jid0] = held.pop()
+                found = held.pop()
+                page[found.batch.jid0] = found
             for jid0 in sorted(page, reverse=True):
                 yield from self._kept(page[jid0])
             if not before:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace, TracebackType
 
+from cloud.engine.worker import surroundings
 from cloud.errors import KilledException
 from cloud.jobs import (
     DONE,
@@ -203,6 +204,11 @@ def _error_sections(error: BaseException, namespace: pickling.Namespace) -> list
     from cloud.engine.worker.limits import explain
 
     explain(error)  # first: there may be no room left to import what follows
+    if isinstance(error, ModuleNotFoundError) and surroundings.are_own():
+        from cloud.serialization.explain import explain_missing_module
+
+        if text := explain_missing_module(error):
+            error.add_note(text)
     from cloud.serialization.exceptions import dumps_exception, format_exception
 
     text = format_exception(error, _user_frames(error.__traceback__))

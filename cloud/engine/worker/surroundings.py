@@ -63,6 +63,11 @@ _KEPT_TO: Final[list[Surroundings]] = []
 """Of a worker that keeps to its own surroundings."""
 
 
+def are_own() -> bool:
+    """True in a server's worker, whose own surroundings all its jobs have."""
+    return bool(_KEPT_TO)
+
+
 class Surroundings:
     """Applies and restores surroundings in a worker process.
 
