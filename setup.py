@@ -19,6 +19,7 @@ def version() -> str:
 
 JOBLIB = ["joblib>=1.3"]
 PROGRESS = ["tqdm>=4.60"]
+SERVER = ["aiohttp>=3.11", "fastjsonschema>=2.20", "uvloop>=0.19; sys_platform != 'win32'"]
 
 setup(
     name="cloudcall",
@@ -52,9 +53,12 @@ setup(
         ],
         "joblib": JOBLIB,
         "progress": PROGRESS,
+        # What `cloud serve` needs; its clients need none of it.
+        "server": SERVER,
         "test": [
             *JOBLIB,
             *PROGRESS,
+            *SERVER,
             "coverage>=7.10",
             # Programs that tests/dropin runs on our pools.
             "emcee>=3.1",

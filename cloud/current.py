@@ -129,7 +129,17 @@ class _Process:
             each.drop(backend)
 
     def is_simulated(self) -> bool:
-        return self.uses_simulator() or self.credentials() is None or this_worker() is not None
+        if this_worker() is not None:
+            return not self.is_on_server()
+        return self.uses_simulator() or self.credentials() is None
+
+    def is_on_server(self) -> bool:
+        """True in a job that a server runs."""
+        if this_worker() is None:
+            return False
+        from cloud.engine.worker import surroundings
+
+        return surroundings.are_own()
 
     # --- switching ----------------------------------------------------------------------------------------------------
 

@@ -161,6 +161,7 @@ class Environment(NamedTuple):
     python: str
     code: str
 
+
 _CORE_TYPES: Final = ("c1", "c2", "f2", "m1", "s1")
 
 

@@ -73,7 +73,7 @@ def is_simulated() -> bool:
 
 def running_on_cloud() -> bool:
     """True inside a job that a server runs; False everywhere else, in local and simulated jobs too."""
-    return False
+    return process.is_on_server()
 
 
 def getconfigpath() -> str:

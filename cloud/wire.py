@@ -90,6 +90,7 @@ _JID: Final = {"type": "integer", "minimum": 0, "maximum": _MAX_INT}
 _COUNT: Final = {"type": "integer", "minimum": 0, "maximum": 2**31}
 _PAIR: Final = {"type": "array", "items": _JID, "minItems": 2, "maxItems": 2}
 _JIDS: Final = {"type": "array", "items": _PAIR, "maxItems": 1_000_000, "description": "runs of jids: [first, end)"}
+_SEGMENTS: Final = {"type": "array", "items": {"type": "array", "items": _COUNT, "minItems": 3, "maxItems": 3}}
 _ANY_JIDS: Final = {"anyOf": [_JIDS, {"type": "null"}]}
 _BOOL: Final = {"type": "boolean"}
 _SECONDS: Final = {"type": ["number", "null"], "minimum": 0, "maximum": 1e9}
@@ -195,9 +196,16 @@ OPERATIONS: Final = (
         "POST /jobs/wait",
         "read",
         "Wait until all jobs are final, one has failed (unfinished: null), or the time is up.",
-        {"jids": _JIDS, "timeout_s": _SECONDS, "stop_on_error": _BOOL, "background": _BOOL},
-        {"unfinished": _ANY_JIDS},
-        optional=("background",),
+        {
+            "jids": _JIDS,
+            "timeout_s": _SECONDS,
+            "stop_on_error": _BOOL,
+            "background": _BOOL,
+            "outcomes": {**_BOOL, "description": "send how they ended, too, if all are final and that is little"},
+        },
+        {"unfinished": _ANY_JIDS, "segments": {"anyOf": [_SEGMENTS, {"type": "null"}]}},
+        optional=("background", "outcomes"),
+        reply_blobs="one outcome a segment",
         waits=True,
     ),
     Operation(
@@ -221,7 +229,7 @@ OPERATIONS: Final = (
         "read",
         "How final jobs ended.",
         {"jids": _JIDS},
-        {"segments": {"type": "array", "items": {"type": "array", "items": _COUNT, "minItems": 3, "maxItems": 3}}},
+        {"segments": _SEGMENTS},
         reply_blobs="one outcome a segment",
     ),
     Operation(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from cloud.configuration import usable_cores
 from cloud.errors import CloudException
 from tests.server.running import RunningServer
 
@@ -34,6 +35,7 @@ _SERVER_OPTIONS: Final = {
     "CLOUD_OUTPUT_LIMIT_BYTES": "--output-limit",
     "CLOUD_KILL_GRACE_S": "--kill-grace",
     "CLOUD_MAX_NESTING": "--max-nesting",
+    "CLOUD_MAX_TRANSMIT_DATA": "--max-result",
 }
 
 
@@ -43,7 +45,8 @@ def server_for_settings() -> RunningServer:
     options = tuple(word for pair in given for word in pair)
     if options not in _SERVERS:
         folder = Path(tempfile.mkdtemp(prefix="server-"))
-        _SERVERS[options] = RunningServer(folder / "data", *options).start()
+        # Slots enough for any test; what each has is a quota of its workgroup.
+        _SERVERS[options] = RunningServer(folder / "data", "--workers", "64", *options).start()
     return _SERVERS[options]
 
 
@@ -56,8 +59,8 @@ def stop_servers() -> None:
 def new_credentials() -> tuple[int, str, str]:
     """Those of a workgroup of its own, whose first job is number 1."""
     server = server_for_settings()
-    slots = int(os.environ.get("CLOUD_NUM_PROCS", "0"))
-    return (*server.new_group(**({"max_slots": slots} if slots else {})), server.url)
+    slots = int(os.environ.get("CLOUD_NUM_PROCS", "0")) or usable_cores()
+    return (*server.new_group(max_slots=slots), server.url)
 
 
 def _http() -> ModuleType:

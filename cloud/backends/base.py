@@ -87,6 +87,12 @@ class Backend(ABC):
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         """Block until all are final, one has failed (``stop_on_error``: None) or the time is up: jids not final."""
 
+    def wait_outcomes(
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool
+    ) -> tuple[list[int] | None, list[Segment] | None]:
+        """As ``wait``; and what ``outcomes`` would say, where that came with it. Else None: ask for it."""
+        return self.wait(jids, timeout_s, stop_on_error=stop_on_error), None
+
     @abstractmethod
     def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         """Call ``action()`` from any thread, once, when all are final or, with ``stop_on_error``, one has failed.

@@ -13,7 +13,7 @@ from functools import cache
 from cloud.backends.remote import RemoteBackend, raise_remote
 from cloud.backends.transport import Transport
 from cloud.configuration import Settings
-from cloud.errors import BackendError, CloudException, ConfigurationError
+from cloud.errors import BackendClosed, BackendError, CloudException, ConfigurationError
 from cloud.jobs import JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
@@ -48,6 +48,7 @@ class HttpBackend(RemoteBackend):
         super().__init__()
         self._transport = transport
         self._code = code
+        self._closed = False
         self._published: deque[str] = deque(maxlen=_N_PUBLISHED)
         self._publishing = threading.Lock()
         self._context = b""
@@ -154,6 +155,10 @@ class HttpBackend(RemoteBackend):
                 self._published.clear()
         raise BackendError("the server keeps losing the modules of this program")
 
+    def check_open(self) -> None:
+        if self._closed:
+            raise BackendClosed("the connection to the server was closed")
+
     def explain(self, error: CloudException) -> None:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and error.hint is None:
@@ -166,6 +171,7 @@ class HttpBackend(RemoteBackend):
 
     def close(self) -> None:
         """Let go of the connections. The jobs go on: they are the server's."""
+        self._closed = True
         self._transport.close()
         self._watcher.close()
 

@@ -93,13 +93,15 @@ class LocalBackend(Backend):
         name: Of the backend.
         engine: Already over its executor.
         connection_type: What ``connection_info`` calls it.
+        facts: What ``connection_info`` tells beside that.
     """
 
-    def __init__(self, name: str, engine: Engine, connection_type: str) -> None:
+    def __init__(self, name: str, engine: Engine, connection_type: str, **facts: Any) -> None:
         self.name = name
         self.simulated = True
         self.engine = engine
         self._connection_type = connection_type
+        self._facts = facts
         self._contexts = Contexts()
 
     def submit(
@@ -183,6 +185,7 @@ class LocalBackend(Backend):
             "opened": not self.engine.closed,
             "connection_type": self._connection_type,
             "num_procs": self.engine.executor.n_slots,
+            **self._facts,
         }
 
     def now(self) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BACKGROUND_S: Final = 30.0
 _LENGTH_BYTES: Final = 4
+_MAX_JID: Final = 1 << 63
 
 
 class RemoteBackend(Backend):
@@ -39,6 +40,14 @@ class RemoteBackend(Backend):
             BackendClosed: The engine is gone.
             CloudException: What the engine raised.
         """
+
+    def check_open(self) -> None:
+        """Return if it is open.
+
+        Raises:
+            BackendClosed: It is not.
+        """
+        return
 
     @abstractmethod
     def _submission(self, function: Function, options: JobOptions) -> dict[str, Any]:
@@ -64,16 +73,31 @@ class RemoteBackend(Backend):
         return jid
 
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
+        self.check_open()
+        if options.depends_on:
+            self.statuses(options.depends_on)  # an unknown one raises before an item is taken
         return RemoteMap(self, (function.payload, self._surroundings()), self._submission(function, options))
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
-        answer, _ = self.ask(
-            "wait", jids=pack_jids(jids), timeout_s=timeout_s, stop_on_error=stop_on_error, background=False
+        return self._wait(jids, timeout_s, stop_on_error=stop_on_error)[0]
+
+    def wait_outcomes(
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool
+    ) -> tuple[list[int] | None, list[Segment] | None]:
+        return self._wait(jids, timeout_s, stop_on_error=stop_on_error, outcomes=True)
+
+    def _wait(
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, outcomes: bool = False
+    ) -> tuple[list[int] | None, list[Segment] | None]:
+        content = {"timeout_s": timeout_s, "stop_on_error": stop_on_error, "background": False, "outcomes": outcomes}
+        answer, blobs = self.ask("wait", jids=_pairs(jids), **content)
+        unfinished, segments = answer["unfinished"], answer["segments"]
+        return (
+            None if unfinished is None else list(unpack_jids(unfinished)),
+            None if segments is None else _with_blobs(segments, blobs),
         )
-        unfinished = answer["unfinished"]
-        return None if unfinished is None else list(unpack_jids(unfinished))
 
     def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         left = [len(set(jids))]
@@ -104,13 +128,14 @@ class RemoteBackend(Backend):
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def outcomes(self, jids: Jids) -> list[Segment]:
-        answer, blobs = self.ask("outcomes", jids=pack_jids(jids))
-        return [(*numbers, blob) for numbers, blob in zip(answer["segments"], blobs, strict=True)]
+        answer, blobs = self.ask("outcomes", jids=_pairs(jids))
+        return _with_blobs(answer["segments"], blobs)
 
     def statuses(self, jids: Jids) -> bytes:
-        return self.ask("statuses", jids=pack_jids(jids))[1][0]
+        return self.ask("statuses", jids=_pairs(jids))[1][0]
 
     def describe(self, jid: int) -> dict[str, Any]:
+        _pairs((jid,))
         answer, blobs = self.ask("describe", jid=jid)
         facts: dict[str, Any] = answer["facts"]
         if facts.pop("has_outcome"):
@@ -149,11 +174,15 @@ class RemoteBackend(Backend):
     # --- ending jobs --------------------------------------------------------------------------------------------------
 
     def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
-        answer, _ = self.ask("cancel", jids=None if jids is None else pack_jids(jids), begun=begun)
+        answer, _ = self.ask("cancel", jids=None if jids is None else _pairs(jids), begun=begun)
         return list(unpack_jids(answer["pending"]))
 
     def delete(self, jids: Jids) -> None:
-        self.ask("delete", jids=pack_jids(jids))
+        self.ask("delete", jids=_pairs(jids))
+
+
+def _with_blobs(segments: list[tuple[int, int, int]], blobs: list[bytes]) -> list[Segment]:
+    return [(*numbers, blob) for numbers, blob in zip(segments, blobs, strict=True)]
 
 
 def raise_remote(answer: dict[str, Any]) -> None:
@@ -169,9 +198,13 @@ def raise_remote(answer: dict[str, Any]) -> None:
 
 
 class RemoteMap(MapWriter):
-    """A map on its way: chunks go out together until they are many bytes, and a short map in one request."""
+    """A map on its way: chunks go out together until they are many bytes, or the first of them has waited for long.
+
+    A map whose items come quickly is one request; the first items of a slow iterable need not wait for its last.
+    """
 
     _SEND_BYTES: Final = 1 << 20
+    _SEND_S: Final = 0.02
 
     def __init__(self, backend: RemoteBackend, blobs: tuple[bytes, bytes], submission: dict[str, Any]) -> None:
         self._backend = backend
@@ -180,21 +213,37 @@ class RemoteMap(MapWriter):
         self._chunks: list[tuple[int, int]] = []
         self._payloads: list[bytes] = []
         self._n_bytes = 0
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._failure: Exception | None = None
 
     def extend(self, kind: int, n: int, payload: bytes) -> None:
+        self._backend.check_open()
         if type(payload) is SharedBytes:
             # A chunk of one item: its length, and what travels beside it.
             item = inline(attach(payload[_LENGTH_BYTES:], payload.segment))
             payload = len(item).to_bytes(_LENGTH_BYTES, "little") + item
-        self._chunks.append((kind, n))
-        self._payloads.append(payload)
-        self._n_bytes += len(payload)
-        if self._n_bytes >= self._SEND_BYTES or self._waited_long():
-            self._send(sealed=False)
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._chunks.append((kind, n))
+            self._payloads.append(payload)
+            self._n_bytes += len(payload)
+            if self._n_bytes >= self._SEND_BYTES:
+                self._send(sealed=False)
+            elif self._timer is None:
+                self._timer = threading.Timer(self._SEND_S, self._send_late)
+                self._timer.daemon = True
+                self._timer.start()
 
-    def _waited_long(self) -> bool:
-        # The first items of a slow iterable need not wait for its last; chunks_of gives small chunks then.
-        return sum(n for _, n in self._chunks[-2:]) <= 2
+    def _send_late(self) -> None:
+        with self._lock:
+            self._timer = None
+            if self._chunks:
+                try:
+                    self._send(sealed=False)
+                except Exception as exc:  # noqa: BLE001 - raised where the map is submitted
+                    self._failure = exc
 
     def _send(self, *, sealed: bool) -> dict[str, Any]:
         chunks, payloads = self._chunks, self._payloads
@@ -209,12 +258,25 @@ class RemoteMap(MapWriter):
         return answer
 
     def seal(self) -> range:
-        answer = self._send(sealed=True)
+        self._backend.check_open()
+        with self._lock:
+            self._stop_timer()
+            if self._failure is not None:
+                raise self._failure
+            answer = self._send(sealed=True)
         return range(answer["start"], answer["stop"])
 
     def abandon(self) -> None:
-        if self._opening is None:
-            self._backend.ask("abandon", map=self._number)
+        with self._lock:
+            self._stop_timer()
+            if self._opening is None:
+                self._backend.ask("abandon", map=self._number)
+
+    def _stop_timer(self) -> None:
+        # One that waits for the lock finds nothing to send.
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
 
 class RemoteFinals(Finals):
@@ -250,7 +312,7 @@ class RemoteFinals(Finals):
 
     def watch(self, jids: Jids) -> None:
         with self._lock:
-            self._left = _united(self._left, pack_jids(jids))
+            self._left = _united(self._left, _pairs(jids))
             self._changed = True
             poll = self._poll
             self._news.notify_all()
@@ -305,6 +367,15 @@ class RemoteFinals(Finals):
                     return None
 
 
+def _pairs(jids: Jids) -> list[tuple[int, int]]:
+    pairs = pack_jids(jids)
+    for start, stop in pairs:
+        if start < 0 or stop > _MAX_JID:
+            # No message may have such a number.
+            raise errors.JobNotFound("Does not exist or was purged from cache", jid=start if start < 0 else stop - 1)
+    return pairs
+
+
 def _united(runs: list[tuple[int, int]], more: Iterable[Iterable[int]]) -> list[tuple[int, int]]:
     united: list[tuple[int, int]] = []
     for start, stop in sorted([*runs, *((start, stop) for start, stop in more)]):
@@ -352,7 +423,7 @@ class Watcher:
         Returns:
             A function that calls it off.
         """
-        watches = [Watch(start, stop, notify) for start, stop in _united([], pack_jids(jids))]
+        watches = [Watch(start, stop, notify) for start, stop in _united([], _pairs(jids))]
         with self._lock:
             for each in watches:
                 self._watches.add(each)

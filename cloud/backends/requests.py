@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from cloud.backends.base import Segment
 from cloud.backends.local import LocalBackend
 from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Reply = Callable[..., None]
 
 _MAX_RELEASED: Final = 1024
+_MAX_AT_HAND_BYTES: Final = 1 << 16
 _MAX_GONE: Final = 1000
 _WHOLE: Final = frozenset({"submit", "open_map", "extend", "delete"})
 """What is one commit together with its reply. None of these makes the executor begin a job, which may wait for one."""
@@ -178,7 +180,8 @@ class Requests:
 
         def tell(error: Exception | None) -> None:
             with engine.lock:
-                if error is None:
+                # To who only asks, the error is that of another's submission.
+                if error is None or request.op not in _WHOLE:
                     request.reply(content, blobs)
                 else:
                     request.refuse(error)
@@ -238,7 +241,9 @@ class Requests:
         self._answer(request, {"map": number, "start": jids.start, "stop": jids.stop})
 
     def _open(self, number: int) -> Batch:
-        batch = self._maps.get(number) or self._backend.engine.open_maps.get(number)
+        batch, durable = self._maps.get(number), self._backend.engine.durable
+        if batch is None and durable is not None:
+            batch = durable.open_maps.get(number)
         if batch is None or batch.sealed:
             raise BackendError(f"there is no open map {number}: it was sealed, or given up")
         return batch
@@ -262,7 +267,11 @@ class Requests:
                 if stop_on_error and max(codes, default=0) > DONE
                 else pack_jids([jid for jid, code in zip(jids, codes, strict=True) if code < DONE])
             )
-            self._answer(request, {"unfinished": unfinished})
+            segments = self._at_hand(jids) if unfinished == [] and content.get("outcomes") else None
+            if segments is None:
+                self._answer(request, {"unfinished": unfinished, "segments": None})
+            else:
+                self._answer_segments(request, segments, unfinished=unfinished)
 
         codes = engine.statuses(jids)
         over = all(code >= DONE for code in codes)
@@ -271,6 +280,15 @@ class Requests:
             answer,
             None if over else lambda action: engine.when_final(jids, action, stop_on_error=stop_on_error),
         )
+
+    def _at_hand(self, jids: Jids) -> list[Segment] | None:
+        """Outcomes of final jobs; None if they are many bytes, or would have to be read from disk."""
+        n_bytes = 0
+        for batch, start, stop in self._backend.engine.store.runs(jids):
+            for _, _, outcome in batch.segments_in(start, stop):
+                if type(outcome) is not bytes or (n_bytes := n_bytes + len(outcome)) > _MAX_AT_HAND_BYTES:
+                    return None
+        return self._backend.outcomes(jids)
 
     def _finals(self, request: Request) -> None:
         engine, poll = self._backend.engine, request.content["poll"]
@@ -367,12 +385,11 @@ class Requests:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def _outcomes(self, request: Request) -> None:
-        segments = self._backend.outcomes(unpack_jids(request.content["jids"]))
-        self._answer(
-            request,
-            {"segments": [segment[:3] for segment in segments]},
-            tuple(plain_outcome(segment[3]) for segment in segments),
-        )
+        self._answer_segments(request, self._backend.outcomes(unpack_jids(request.content["jids"])))
+
+    def _answer_segments(self, request: Request, segments: list[Segment], **content: Any) -> None:
+        content["segments"] = [segment[:3] for segment in segments]
+        self._answer(request, content, tuple(plain_outcome(segment[3]) for segment in segments))
 
     def _statuses(self, request: Request) -> None:
         self._answer(request, {}, (bytes(self._backend.statuses(unpack_jids(request.content["jids"]))),))

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cloud.cli import account, admin, config, cron, execute, files, jobs, serve
+from cloud.cli import account, admin, config, cron, execute, files, jobs, logs, serve, top
 from cloud.cli.arguments import Parser, split_command
 from cloud.cli.output import INTERRUPTED, OK, Output, UsageError
 
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("no command was given; see 'cloud --help'")
         if command is not None:
             options.command += command
+        options.in_shell = argv is None
         code = int(options.run(options, output))
         output.flush()
         return code
@@ -69,6 +70,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"cloud {__version__}")
     commands = parser.add_commands("COMMAND")
-    for group in (execute, jobs, files, cron, config, account, serve, admin):
+    for group in (execute, jobs, logs, top, files, cron, config, account, serve, admin):
         group.add_to(commands)
     return parser

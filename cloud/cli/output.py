@@ -20,7 +20,7 @@ from cloud.errors import (
     UnsupportedOperation,
 )
 
-__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "Output", "UsageError", "plain", "table"]
+__all__ = ["FAILED", "INTERRUPTED", "OK", "USAGE", "Output", "UsageError", "plain", "safe", "table"]
 
 OK: Final = 0
 FAILED: Final = 1
@@ -95,6 +95,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return repr(value)
     return value if value is None or type(value) in (bool, int, float, str) else repr(value)
+
+
+def safe(text: str) -> str:
+    """The text in one line, without what would command the terminal: others may have chosen it."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

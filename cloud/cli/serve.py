@@ -41,6 +41,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--job-file-size", type=_bytes, default=0, metavar="BYTES", help="largest file a job may write")
     parser.add_argument("--output-limit", type=_bytes, default=64_000, metavar="BYTES", help="output kept of a job")
     parser.add_argument("--kill-grace", type=float, default=0.5, metavar="SECONDS", help="what a killed job has to end")
+    parser.add_argument("--max-result", type=_bytes, default=0, metavar="BYTES", help="largest result (no limit)")
     parser.add_argument("--max-nesting", type=int, default=100, metavar="N", help="how deep jobs may submit jobs")
     parser.add_argument("--keep-days", type=float, default=0.0, metavar="DAYS", help="forget finished jobs (never)")
     parser.add_argument("--max-body", type=_bytes, default=1 << 30, metavar="BYTES", help="largest request (1G)")
@@ -86,20 +87,28 @@ def _serve(options: argparse.Namespace, output: Output) -> int:
         output_limit_bytes=options.output_limit,
         kill_grace_s=options.kill_grace,
         max_nesting=options.max_nesting,
+        max_result_bytes=options.max_result,
         retention_s=options.keep_days * 86_400.0,
         max_message_bytes=options.max_body,
         json_logs=options.json_logs,
     )
     log = ServerLog(sys.stderr, as_json=config.json_logs)
+    log.take_messages()
     server = Server(config, log)
     if config.job_users is None and os.geteuid() == 0:
-        output.warn("running as root: jobs have all of root's rights; use an ordinary user, or --job-users")
+        text = "running as root: jobs have all of root's rights; use an ordinary user, or --job-users"
+        if config.json_logs:
+            log({"event": "warning", "text": text})
+        else:
+            output.warn(text)
     made = server.accounts.bootstrap()
 
     def ready() -> None:
+        log({"event": "started", "url": server.url, "data": config.data, "slots": server.groups.slots.n})
         _show(server.url, made, output, as_json=options.print_json)
 
     _run(server.run(ready))
+    log({"event": "stopped", "url": server.url})
     return OK
 
 

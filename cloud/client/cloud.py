@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from cloud.backends.base import Backend, MapWriter
+from cloud.backends.base import Backend, MapWriter, Segment
 from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
 from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
@@ -306,9 +306,20 @@ class Cloud:
         """
         self._join("join", jid_list(jids, "cloud.join"), timeout, ignore_errors, progress)
 
-    def _join(self, verb: str, jids: Jids, timeout: float | None, ignore_errors: bool, progress: bool) -> None:
+    def _join(
+        self,
+        verb: str,
+        jids: Jids,
+        timeout: float | None,
+        ignore_errors: bool,
+        progress: bool,
+        *,
+        outcomes: bool = False,
+    ) -> list[Segment] | None:
+        """Wait, and raise as ``join``; the outcomes if they are wanted and came with the wait."""
         backend = self._backend or self._open()
         timeout_s = _timeout(timeout)
+        segments: list[Segment] | None = None
         if progress:
             unfinished = watch(
                 backend.statuses,
@@ -317,12 +328,15 @@ class Cloud:
                 timeout_s,
                 f"{self._name}.{verb}",
             )
+        elif outcomes:
+            unfinished, segments = backend.wait_outcomes(jids, timeout_s, stop_on_error=not ignore_errors)
         else:
             unfinished = backend.wait(jids, timeout_s, stop_on_error=not ignore_errors)
         if unfinished:
             raise CloudTimeoutError(f"{self._name}.{verb} timed out", jid=unfinished)
         if unfinished is None:
             self._raise_first_failure(jids)
+        return segments
 
     def _raise_first_failure(self, jids: Jids) -> None:
         backend = self._open()
@@ -351,8 +365,10 @@ class Cloud:
         """
         ids = jid_list(jids, "cloud.result")
         backend = self._backend or self._open()
-        self._join("result", ids, timeout, ignore_errors, progress)
-        values, failures = decode(ids, backend.outcomes(ids), backend.namespace)
+        segments = self._join("result", ids, timeout, ignore_errors, progress, outcomes=True)
+        if segments is None:
+            segments = backend.outcomes(ids)
+        values, failures = decode(ids, segments, backend.namespace)
         for each in failures:
             backend.explain(each)
         if failures and not ignore_errors:

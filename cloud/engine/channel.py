@@ -49,9 +49,9 @@ STOPPED: Final = 17  #: position at which LIMIT was met
 REQUEST: Final = 18  #: a verb used inside a job
 
 ID: Final = struct.Struct("<Q")
-RUN_HEAD: Final = struct.Struct("<QQQIHHB")
+RUN_HEAD: Final = struct.Struct("<QQQQIHB")
 """position, jid, function token, context id, attempt, depth, flags; the pickled arguments follow."""
-RANGE_HEAD: Final = struct.Struct("<QQQIHHBQII")
+RANGE_HEAD: Final = struct.Struct("<QQQQIHBQII")
 """As RUN_HEAD, then chunk token, index of the first item in the chunk, number of items."""
 CHUNK_HEAD: Final = struct.Struct("<QBI")
 """Chunk token, kind, number of items; for SEPARATE the n lengths as u32 and the n pickles follow."""

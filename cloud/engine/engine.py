@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 from cloud.engine.clock import Clock
+from cloud.engine.durability import Durability
 from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
-from cloud.engine.store.base import Batch, Chunk, Store, Stored, Watch, Watches, loaded
+from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
 from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
-from cloud.errors import BackendClosed, BackendError, CloudException, UnsupportedOperation
+from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
     ERROR,
@@ -57,12 +58,8 @@ _MAX_LOSSES: Final = 3
 """Attempts at a restartable job whose worker was killed from outside; then it is an error."""
 
 _MAX_RETRY_DELAY_S: Final = 60.0
-_DISK_FULL_S: Final = 1.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
-_LOST_WITH_SERVER: Final = (
-    b"The job's worker was lost: the server stopped while it ran, and it is not to be run twice (_restartable=False)."
-)
 _FINAL: Final = (DONE, ERROR, KILLED, STALLED)
 _WAITING_BYTE: Final = bytes((WAITING,))
 _QUEUED_BYTE: Final = bytes((QUEUED,))
@@ -100,15 +97,11 @@ class Engine(Source):
         self._n_watching_failures = 0
         self._n_submits = 0
         self._chunk_tokens = count(1)
-        #: Maps of an earlier process that were not sealed, by the name their store gave them.
-        self.open_maps: dict[int, Batch] = {}
         self._on_request: Callable[..., None] | None = None
         #: Called after the end, without the lock: who was to be told of jobs hears no more of them.
         self.when_closed: list[Callable[[], None]] = []
         self.closed = False
-        self._durable = store.durable
-        #: Arguments of maps that are in memory for the moment, and where they are kept.
-        self._read_back: list[tuple[Chunk, Stored]] = []
+        self.durable = Durability(self) if store.durable else None
         self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
         #: Held while anything here is changed, or asked for through ``Requests``.
         self.changing = Changing(self.lock, self.waiting.handlers)
@@ -145,18 +138,14 @@ class Engine(Source):
         with self.changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
-            if options.depends_on:
-                self._attach(batch, self._dependencies(options))
-                if batch.n_waiting_on:
-                    batch.states[0] = WAITING
-                    self._n_waiting += 1
+            self.attach(batch)
             batch.jid0 = self.store.new_jids(1)
             self._unfinished += 1
             self.store.add(batch)
-            if self._durable:
-                self._settle_when_safe(batch)
+            if self.durable is not None:
+                self.durable.settle_when_safe(batch)
             else:
-                self._settle_new(batch)
+                self.settle(batch)
         self._n_submits += 1
         if self._n_submits % _POLL_EVERY == 0:
             self.waiting.poll_once()
@@ -174,8 +163,7 @@ class Engine(Source):
         with self.changing:
             self._check(options, depth)
             batch = Batch(0, function, context, options, depth, self.clock.now(), None, environment)
-            if options.depends_on:
-                self._attach(batch, self._dependencies(options))
+            self.attach(batch)
             self.store.opened(batch)
             return batch
 
@@ -190,11 +178,11 @@ class Engine(Source):
             batch.states += bytes((WAITING if batch.n_waiting_on else QUEUED,)) * n
             self._unfinished += n
             self._n_waiting += n if batch.n_waiting_on else 0
-            if self._durable:
+            if self.durable is not None:
                 self.store.extended(batch, batch.chunks[-1])
-                self._settle_when_safe(batch)
+                self.durable.settle_when_safe(batch)
             else:
-                self._settle_new(batch)
+                self.settle(batch)
         if len(batch.chunks) % _POLL_EVERY_CHUNKS == 0:
             self.waiting.poll_once()
 
@@ -205,8 +193,8 @@ class Engine(Source):
             if batch.n:
                 batch.jid0 = self.store.new_jids(batch.n)
                 self.store.add(batch)
-                if self._durable:
-                    self.store.after(lambda error: None if error is None else self._take_back(batch))
+                if self.durable is not None:
+                    self.durable.take_back_unless_safe(batch)
                 if self._max_kept and batch.finished:
                     self._forget_old(batch)
             else:
@@ -237,23 +225,35 @@ class Engine(Source):
                 f"jobs submit jobs {depth} levels deep; more than cloud.config.max_nesting = {self._max_nesting}"
             )
 
-    def _dependencies(self, options: JobOptions) -> list[tuple[Batch, int, int]]:
+    def attach(self, batch: Batch) -> None:
+        """Let it wait for the jobs it depends on.
+
+        Raises:
+            JobNotFound: One is unknown.
+        """
+        if not batch.options.depends_on:
+            return
         try:
-            return self.store.runs(options.depends_on)
+            dependencies = self.store.runs(batch.options.depends_on)
         except CloudException as exc:
             raise type(exc)("This dependency does not exist.", jid=exc.jid) from None
-
-    def _attach(self, batch: Batch, dependencies: list[tuple[Batch, int, int]]) -> None:
         ignore = batch.options.ignore_dependency_errors
         for other, start, stop in dependencies:
             states = other.states
             if not ignore and any(states.find(code, start, stop) >= 0 for code in (ERROR, KILLED, STALLED)):
                 batch.n_waiting_on = -1
-                return
+                break
             unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
             if unfinished:
                 batch.n_waiting_on += unfinished
                 self._watch(other, start, stop, lambda *run: self._dependency_finished(batch, *run))
+        if batch.n_waiting_on:
+            self._n_waiting += batch.states.count(QUEUED)
+            batch.states = batch.states.replace(_QUEUED_BYTE, _WAITING_BYTE)
+
+    def adopt(self, batch: Batch) -> None:
+        """Count the jobs of an earlier process."""
+        self._unfinished += batch.n - batch.n_final
 
     def _dependency_finished(self, batch: Batch, other: Batch, start: int, n: int) -> None:
         if batch.n_waiting_on < 0:
@@ -266,37 +266,12 @@ class Engine(Source):
             if not batch.n_waiting_on:
                 self._n_waiting -= batch.states.count(WAITING)
                 batch.states = batch.states.replace(_WAITING_BYTE, _QUEUED_BYTE)
-            self._settle_new(batch)
+            self.settle(batch)
 
-    def _settle_when_safe(self, batch: Batch) -> None:
-        """What is lost with the process must not have run: its submitter will submit it again."""
-
-        def settle(error: Exception | None) -> None:
-            with self.changing:
-                if error is not None:
-                    self._drop(batch)
-                elif not self.closed:
-                    self._settle_new(batch)
-
-        self.store.after(settle)
-
-    def _take_back(self, batch: Batch) -> None:
-        """A map's end could not be written: its submitter is told so, and what runs of it ends."""
-        with self.changing:
-            if not self.closed:
-                self.cancel(range(batch.jid0, batch.jid0 + batch.n))
-                self._drop(batch)
-
-    def _drop(self, batch: Batch) -> None:
-        """Take back a batch that could not be written: its submitter is told so."""
-        outcome = pack_outcome(KILLED, [(ERROR_TEXT, b"The server could not write it to disk")])
-        for start, n in runs_of(batch, (WAITING, QUEUED)):
-            self.finish(batch, start, n, outcome, may_retry=False)
-        if batch.jid0:
-            self.store.delete(batch, 0, batch.n)
-
-    def _settle_new(self, batch: Batch) -> None:
+    def settle(self, batch: Batch) -> None:
         """Put a new batch, or new items of one, where its dependencies let it be."""
+        if self.durable is not None and not self.durable.is_safe(batch):
+            return
         if batch.n_waiting_on < 0:
             self._stall(batch)
             return
@@ -320,33 +295,6 @@ class Engine(Source):
         finally:
             self._stalling.clear()
 
-    def recover(self) -> None:
-        """Take up the unfinished jobs of an earlier process; once, before anything else.
-
-        What had begun and must not run twice is an error; everything else is queued again.
-        """
-        with self.changing:
-            found = self.store.recovered()
-            for batch, begun in found:
-                self._unfinished += batch.n - batch.n_final
-                if not batch.sealed:
-                    self.open_maps[batch.key] = batch
-                lost = pack_outcome(ERROR, [(ERROR_TEXT, _LOST_WITH_SERVER)])
-                for start, stop in begun:
-                    for index in range(start, stop):
-                        self.finish(batch, index, 1, lost, may_retry=False)
-            for batch, _ in found:
-                if batch.options.depends_on:
-                    try:
-                        self._attach(batch, self._dependencies(batch.options))
-                    except CloudException:
-                        batch.n_waiting_on = -1  # a dependency was deleted meanwhile: nobody knows how it ended
-                    if batch.n_waiting_on:
-                        self._n_waiting += batch.states.count(QUEUED)
-                        batch.states = batch.states.replace(_QUEUED_BYTE, _WAITING_BYTE)
-                if not batch.finished:
-                    self._settle_new(batch)
-
     # --- giving work out ----------------------------------------------------------------------------------------------
 
     @property
@@ -366,42 +314,7 @@ class Engine(Source):
         if self._cancelling or self._paused:
             return []
         tasks = self._queue.claim(free_slots, room_s, idle=idle, environment=environment)
-        return self._noted(tasks) if self._durable else tasks
-
-    def _noted(self, tasks: list[Task]) -> list[Task]:
-        """Those that may begin: what must not run twice only once it is on disk that it does."""
-        for chunk, stored in self._read_back:
-            chunk.payload = stored
-        self._read_back.clear()
-        noted = []
-        for task in tasks:
-            try:
-                self._read(task)
-            except (OSError, BackendError) as exc:
-                outcome = pack_outcome(ERROR, [(ERROR_TEXT, f"Its arguments cannot be read back: {exc}".encode())])
-                for index in range(task.start, task.stop):
-                    self.finish(task.batch, index, 1, outcome, may_retry=False)
-                continue
-            if not task.batch.options.restartable:
-                try:
-                    self.store.began(task.batch, task.start, task.stop)
-                except (OSError, BackendError):
-                    self.give_back(task.batch, task.start, task.stop)
-                    self.waiting.call_later(_DISK_FULL_S, self.executor.wake)
-                    continue
-            noted.append(task)
-        return noted
-
-    def _read(self, task: Task) -> None:
-        """Have its arguments in memory while it is given to a worker."""
-        batch = task.batch
-        if batch.arguments is not None:
-            batch.arguments = loaded(batch.arguments)
-            return
-        chunk = batch.chunk_at(task.start)
-        if isinstance(chunk.payload, Stored):
-            self._read_back.append((chunk, chunk.payload))
-            chunk.payload = chunk.payload.load()
+        return tasks if self.durable is None else self.durable.may_begin(tasks)
 
     def give_back(self, batch: Batch, start: int, stop: int) -> None:
         """Items that were claimed and not begun are queued again, at the front."""
@@ -439,7 +352,7 @@ class Engine(Source):
         batch.n_final += n
         self._unfinished -= n
         batch.add_segment(start, n, outcome)
-        if self._durable:
+        if self.durable is not None:
             self.store.finished(batch, start, n, outcome)
         if status == DONE or status == ERROR:
             batch.function.took(_RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0], n)
@@ -483,7 +396,7 @@ class Engine(Source):
 
     def _next_attempt(self, batch: Batch, index: int) -> None:
         batch.next_attempt(index)
-        if self._durable:
+        if self.durable is not None:
             self.store.retried(batch, index)
 
     def _requeue(self, batch: Batch, index: int) -> None:

@@ -21,7 +21,18 @@ from cloud.resources.cron_runner import CronRunner, Firing
 from cloud.resources.cron_store import CronEntry, CronStore, MissedPolicy, OverlapPolicy
 from cloud.resources.schedule import Schedule
 
-__all__ = ["CronEntry", "CronRunner", "CronService", "CronStore", "Firing", "MissedPolicy", "OverlapPolicy"]
+__all__ = [
+    "CronEntry",
+    "CronRunner",
+    "CronService",
+    "CronStore",
+    "Firing",
+    "MissedPolicy",
+    "OverlapPolicy",
+    "describe",
+    "name_of",
+    "policy",
+]
 
 
 class CronService:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Collection
 from types import CodeType
 
@@ -34,7 +36,8 @@ def imported_by_source(source: bytes, known: Collection[str]) -> Imports:
     import warnings
 
     try:
-        with warnings.catch_warnings():
+        # Python 3.11 raises SystemError when two threads build trees at a time; warnings are one for all threads.
+        with _parsing[0], warnings.catch_warnings():
             # An invalid escape sequence was complained about when the module was imported.
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
@@ -55,6 +58,17 @@ def imported_by_source(source: bytes, known: Collection[str]) -> Imports:
             if called in ("import_module", "__import__") and isinstance(name, str) and name[:1] not in ("", "."):
                 found[0, name] = None
     return tuple(found)
+
+
+_parsing = [threading.Lock()]
+
+
+def _renew_lock() -> None:
+    _parsing[0] = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _mentions_others(source: bytes, known: Collection[str]) -> bool:

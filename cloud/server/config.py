@@ -49,6 +49,8 @@ class ServerConfig:
     output_limit_bytes: int = 64_000
     kill_grace_s: float = 0.5
     max_nesting: int = 100
+    max_result_bytes: int = 0
+    """Of one job's result; 0: no limit."""
     retention_s: float = 0.0
     """Finished jobs are forgotten after so long; 0: never."""
     idle_s: float = 60.0

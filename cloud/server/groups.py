@@ -7,10 +7,13 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
+from cloud import __version__
 from cloud.backends.local import LocalBackend
 from cloud.backends.processes import PRELOAD
 from cloud.backends.requests import Request, Requests
@@ -32,6 +35,10 @@ from cloud.server.config import ServerConfig
 from cloud.wire import MAX_WAIT_S
 
 OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+_EXPIRE_AT_ONCE: Final = 1000
+_KEEP_CODE_S: Final = 400 * 86_400.0
+"""Modules that nothing used for so long are forgotten: more than a year, for crons that run once a year."""
 
 _ON_CODE: Final = {"missing_code": "_missing_code", "publish_code": "_publish_code"}
 
@@ -60,6 +67,10 @@ class Group:
         self._slots = slots
         self._suspended = self._draining = False
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        if config.job_users is not None:
+            # Workers of another user must come to their code and scratch folders: they may pass, and list nothing.
+            for path in (config.data, os.path.dirname(folder), folder):
+                os.chmod(path, 0o711)  # noqa: S103
         self.code = CodeFolder(os.path.join(folder, "code"))
         scratch = os.path.join(folder, "scratch")
         # What the workers of an earlier process left; none of them lives, or the lock would not be ours.
@@ -85,13 +96,14 @@ class Group:
             _n_slots(slots, quotas),
             output_limit_bytes=config.output_limit_bytes,
             grace_s=config.kill_grace_s,
+            max_transmit_bytes=config.max_result_bytes,
             preload=PRELOAD,
             setup=setup,
             slots=slots,
             idle_s=config.idle_s,
         )
         self.engine = Engine(self.store, self.executor, RealClock(), max_nesting=config.max_nesting)
-        self.backend = LocalBackend("server", self.engine, "server")
+        self.backend = LocalBackend("server", self.engine, "server", version=__version__, pythons=self.pythons)
         self.requests = Requests(self.backend)
         self.beside = ResourceRequests(
             folder,
@@ -105,7 +117,8 @@ class Group:
         self.requests.beside = self.beside
         self.requests.admit = self._check_room
         self.engine.serve_requests(self.requests)
-        self.engine.recover()
+        assert self.engine.durable is not None
+        self.engine.durable.recover()
         self.beside.start()
 
     def _serve(self, request: Request) -> None:
@@ -116,8 +129,12 @@ class Group:
         """Answer one request of a client of this workgroup."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
+        ours = threading.get_ident()
 
         def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:
+            if threading.get_ident() == ours:
+                _settle(future, (content, blobs))
+                return
             try:
                 loop.call_soon_threadsafe(_settle, future, (content, blobs))
             except RuntimeError:
@@ -166,7 +183,7 @@ class Group:
                 f"{', '.join(self.pythons)}: bytes made by one cannot be loaded by another",
                 hint=f"Use one of these, or ask the operator for --python with an interpreter of {python}.",
             )
-        ours = version("cloudpickle")
+        ours = _cloudpickle_version()
         if made_by is not None and made_by.split(".")[0] != ours.split(".")[0]:
             raise UnsupportedOperation(
                 f"this program has cloudpickle {made_by}, and the server {ours}",
@@ -210,6 +227,18 @@ class Group:
                 else:
                     self.engine.resume()
 
+    def tidy(self, now_s: float) -> None:
+        """Forget what is too old to be kept. Blocks for the disk."""
+        if self._config.retention_s:
+            while True:
+                with self.engine.changing:
+                    n = self.store.expire(now_s - self._config.retention_s, limit=_EXPIRE_AT_ONCE)
+                if n < _EXPIRE_AT_ONCE:
+                    break
+        with self.engine.changing:
+            needed = {each.environment.code for each in self.store.batches(unfinished=True) if each.environment}
+        self.code.sweep(now_s - _KEEP_CODE_S, needed | self.beside.crons.codes())
+
     def drain(self) -> None:
         """Begin no more jobs."""
         with self.engine.changing:
@@ -234,6 +263,11 @@ def _n_slots(slots: Slots, quotas: Quotas) -> int:
 
 def _max_file_bytes(config: ServerConfig, quotas: Quotas) -> int:
     return config.max_file_bytes if quotas.max_file_bytes is None else min(config.max_file_bytes, quotas.max_file_bytes)
+
+
+@cache
+def _cloudpickle_version() -> str:
+    return version("cloudpickle")
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
@@ -307,6 +341,11 @@ class Groups:
             group = self._groups.get(each.id)
             if group is not None:
                 group.allow(each.quotas, suspended=each.suspended)
+
+    def tidy(self) -> None:
+        """Forget, in each, what is too old to be kept. Blocks for the disk."""
+        for group in self.opened():
+            group.tidy(time.time())
 
     def close(self) -> None:
         """Close all. Blocks; idempotent."""

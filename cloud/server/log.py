@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class ServerLog:
-    """A log of events.
+    """A log of events. Thread-safe; never raises for a stream that fails.
 
     Args:
         stream: Where it goes.
@@ -41,11 +43,37 @@ class ServerLog:
                 f"{name}={_shown(value)}" for name, value in facts.items() if name != "event" and value is not None
             ]
             line = f"{stamp} {facts['event']} {' '.join(parts)}"
-        with self._lock:
+        # A log that cannot be written, for want of space or of a reader, must not end the work.
+        with self._lock, suppress(OSError, ValueError):
             self._stream.write(line + "\n")
             self._stream.flush()
+
+    def take_messages(self) -> None:
+        """From now on have what is logged by way of `logging`, by this package and by others, as events 'message'."""
+        root = logging.getLogger()
+        for handler in [each for each in root.handlers if isinstance(each, _Messages)]:
+            root.removeHandler(handler)
+        root.addHandler(_Messages(self))
+
+
+class _Messages(logging.Handler):
+    def __init__(self, log: ServerLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - a message whose arguments do not fit it is still a message
+            text = str(record.msg)
+        facts: dict[str, Any] = {"event": "message", "level": record.levelname.lower(), "logger": record.name}
+        facts["text"] = text
+        if record.exc_info and record.exc_info[1] is not None:
+            facts["exception"] = record.exc_info[1]
+        self._log(facts)
 
 
 def _shown(value: Any) -> str:
     text = str(value)
-    return text if text and text.isascii() and text.isprintable() and " " not in text else json.dumps(text)
+    plain = text and text.isascii() and text.isprintable() and not {" ", '"', "="} & set(text)
+    return text if plain else json.dumps(text)

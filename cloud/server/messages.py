@@ -189,6 +189,9 @@ async def read_piece(request: web.Request, began: float, n: int) -> bytes:
     allowed_s = max(_SLOW_AFTER_S, (n + 65_536) / _SLOWEST_BYTES_PER_S) - spent
     if spent > _SLOW_AFTER_S and n < spent * _SLOWEST_BYTES_PER_S:
         raise slow()
+    if request.content.is_eof():
+        # All of it is here, as with most requests: there is nothing to wait for, nor to make a task for.
+        return await request.content.readany()
     try:
         return await asyncio.wait_for(request.content.readany(), min(max(allowed_s, 0.1), _SLOW_AFTER_S))
     except TimeoutError:

@@ -16,6 +16,8 @@ Log = Callable[[dict[str, Any]], None]
 _LINE_BYTES: Final = 16 * 1024
 _N_HEADERS: Final = 100
 _KEEP_ALIVE_S: Final = 75.0
+_LINGER_S: Final = 2.0
+"""So long the rest of a body that is not wanted is read and dropped: who is still sending may miss the reply."""
 
 
 class Protocol(RequestHandler):
@@ -39,6 +41,7 @@ class Protocol(RequestHandler):
             max_line_size=_LINE_BYTES,
             max_field_size=_LINE_BYTES,
             max_headers=_N_HEADERS,
+            lingering_time=_LINGER_S,
             # A few compressed bytes may be any number of bytes.
             auto_decompress=False,
         )

@@ -29,6 +29,7 @@ _OTHERS_END_S: Final = 10.0
 _DRAIN_S: Final = 30.0
 _BACKLOG: Final = 4096
 _REFRESH_S: Final = 1.0
+_TIDY_S: Final = 60.0
 _OWN_FILES: Final = 512
 """Descriptors that are no connections."""
 
@@ -110,14 +111,19 @@ class Server:
             await asyncio.to_thread(self.close)
 
     async def _until_stopped(self, stop: asyncio.Event) -> None:
+        tidied = time.monotonic()
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _REFRESH_S)
                 return
             try:
                 await asyncio.to_thread(self.groups.refresh)
+                if time.monotonic() - tidied > _TIDY_S:
+                    tidied = time.monotonic()
+                    await asyncio.to_thread(self.groups.tidy)
+                    await asyncio.to_thread(self.audit.sync)
             except (BackendError, OSError) as exc:
-                self._log({"event": "refresh_failed", "exception": exc})
+                self._log({"event": "housekeeping_failed", "exception": exc})
 
     def _on_signal(self) -> None:
         self._stopping += 1

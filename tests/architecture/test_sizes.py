@@ -7,8 +7,14 @@ import ast
 from tests.architecture.modules import Function, own_modules
 
 MODULE_LINES = 400
-# The two state machines: each is one noun, and its states are easier to check in one place.
-LARGER = {"cloud.engine.engine": 530, "cloud.engine.executor.processes": 560}
+# The two state machines, the store that has a method for each of their changes, and a table: each is one noun, and
+# easier to check in one place.
+LARGER = {
+    "cloud.engine.engine": 600,
+    "cloud.engine.executor.processes": 560,
+    "cloud.engine.store.sqlite": 460,
+    "cloud.wire": 650,
+}
 FUNCTION_LINES = 80
 
 

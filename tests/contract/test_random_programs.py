@@ -1,14 +1,15 @@
-"""Random programs run on worker processes and in the simulator in lock-step: they end alike."""
+"""Random programs run on worker processes, in the simulator and on a server in lock-step: they end alike."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import hypothesis.strategies as st
+import psutil
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import (
     Bundle,
@@ -23,20 +24,25 @@ from hypothesis.stateful import (
 
 import cloud
 import cloud.mp
+from cloud.backends import open_backend
+from cloud.backends.base import Backend
+from cloud.client.cloud import Cloud
+from cloud.current import process
 from cloud.errors import CloudException, JobKilled, JobNotFound
 from tests.backends import OPENERS, close_all
 from tests.contract.jobs import Gate, eventually, note, notes
+from tests.server.running import RunningServer
 
 Jids = tuple[int, ...]
-Pair = tuple[Jids, Jids]
-"""The same jobs on worker processes and in the simulator."""
+Pair = tuple[Jids, Jids, Jids]
+"""The same jobs on worker processes, in the simulator and on a server."""
 
 KINDS = ("value", "print", "raise", "chain", "group", "exit", "interrupt", "nest", "nest and fail", "unpicklable")
 N_SLOTS = 2
 
 
 def work(kind: str, n: int) -> Any:
-    """One job of a random program; importable, so that both backends pickle it by reference."""
+    """One job of a random program; importable, so that all backends pickle it by reference."""
     match kind:
         case "print":
             print(f"out {n}")
@@ -74,16 +80,17 @@ def fail_first(log: str, key: str, n_failures: int) -> str:
 
 
 class Programs(RuleBasedStateMachine):
-    """Each rule does the same to both, and what it can see at once must be equal.
+    """Each rule does the same to all three, and what it can see at once must be equal.
 
     What waits for the job that is held is not compared until that is killed or let go.
     """
 
     submitted = Bundle("submitted")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, server: RunningServer) -> None:
         super().__init__()
         self._folder = folder
+        self._server = server
         self._alive: set[Pair] = set()
         self._held: Pair | None = None
         self._gates: list[Gate] = []
@@ -93,14 +100,15 @@ class Programs(RuleBasedStateMachine):
     def begin(self) -> None:
         close_all()
         cloud.start_simulator(force_restart=True, num_procs=N_SLOTS)
-        self.both: tuple[ModuleType, ModuleType] = (cloud.mp, cloud)
+        self._remote = remote_cloud(*self._server.new_group(max_slots=N_SLOTS), self._server.url)
+        self.all: tuple[Any, ...] = (cloud.mp, cloud, self._remote)
 
     def _own_folders(self) -> list[str]:
-        return [tempfile.mkdtemp(dir=self._folder) for _ in self.both]
+        return [tempfile.mkdtemp(dir=self._folder) for _ in self.all]
 
     def _submit(self, submit: Any) -> Pair:
-        pair = tuple(_jids(submit(api, index)) for index, api in enumerate(self.both))
-        assert len(pair[0]) == len(pair[1])
+        pair = tuple(_jids(submit(api, index)) for index, api in enumerate(self.all))
+        assert len({len(jids) for jids in pair}) == 1
         self._alive.add(pair)
         return pair
 
@@ -119,7 +127,7 @@ class Programs(RuleBasedStateMachine):
     @rule(target=submitted, kinds=st.lists(st.sampled_from(KINDS), max_size=6), priority=st.integers(3, 7))
     def map(self, kinds: list[str], priority: int) -> Any:
         if not kinds:
-            assert [list(api.map(work, [], [])) for api in self.both] == [[], []]
+            assert [list(api.map(work, [], [])) for api in self.all] == [[], [], []]
             return multiple()
         return self._submit(lambda api, _: api.map(work, kinds, range(len(kinds)), _priority=priority))
 
@@ -171,7 +179,7 @@ class Programs(RuleBasedStateMachine):
     def end_what_is_held(self, kill: bool) -> None:
         assert self._held is not None
         if kill:
-            for api, jids in zip(self.both, self._held, strict=True):
+            for api, jids in zip(self.all, self._held, strict=True):
                 api.kill(jids)
         for gate in self._gates:
             gate.open()
@@ -183,9 +191,9 @@ class Programs(RuleBasedStateMachine):
     def kill_what_waits(self, pair: Pair) -> None:
         # Whether a kill meets a job that may run is a matter of moments; one that waits for what is held cannot.
         if pair in self._waiting and pair in self._alive:
-            before = [api.status(jids) for api, jids in zip(self.both, pair, strict=True)]
-            assert before[0] == before[1]
-            for api, jids in zip(self.both, pair, strict=True):
+            before = [api.status(jids) for api, jids in zip(self.all, pair, strict=True)]
+            assert before[0] == before[1] == before[2]
+            for api, jids in zip(self.all, pair, strict=True):
                 api.kill(jids)
             self._compare(pair)
 
@@ -195,7 +203,7 @@ class Programs(RuleBasedStateMachine):
             return
         self._compare(pair)
         self._alive.discard(pair)
-        for api, jids in zip(self.both, pair, strict=True):
+        for api, jids in zip(self.all, pair, strict=True):
             api.delete(jids)
             for ask in (api.status, api.join, api.result, api.info, api.kill, api.delete):
                 try:
@@ -218,23 +226,49 @@ class Programs(RuleBasedStateMachine):
             if not self._blocked([pair]):
                 self._compare(pair)
         found = []
-        for index, api in enumerate(self.both):
+        for index, api in enumerate(self.all):
             # Jobs of jobs are none of this program's.
             mine = {jid: place for place, jid in enumerate(sorted(jid for pair in self._alive for jid in pair[index]))}
             asked = [api.find(status=status) for status in ("waiting", "done", "error", "killed", "stalled")]
             asked += [api.find(label=kind) for kind in KINDS]
             found.append([[mine[jid] for jid in jids if jid in mine] for jids in asked])
-        assert found[0] == found[1]
+        assert found[0] == found[1] == found[2]
+
+    # --- faults of the server, which nobody may notice ------------------------------------------------------------------
+
+    def _quiet(self) -> None:
+        # What is being retried counts its attempts in a file: an attempt that a fault repeats would be counted, too.
+        for pair in self._alive:
+            if not self._blocked([pair]):
+                self._remote.join(pair[-1], ignore_errors=True, timeout=60)
+
+    @rule()
+    def restart_the_server(self) -> None:
+        self._quiet()
+        self._server.kill()
+        self._server.start()
+
+    @rule()
+    def kill_its_workers(self) -> None:
+        self._quiet()
+        assert self._server.process is not None
+        for template in psutil.Process(self._server.process.pid).children():
+            for worker in template.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
 
     def _compare(self, pair: Pair) -> None:
-        for api, jids in zip(self.both, pair, strict=True):
+        for api, jids in zip(self.all, pair, strict=True):
             api.join(jids, ignore_errors=True, timeout=60)
-        ends = [[_end_of(api, jid) for jid in jids] for api, jids in zip(self.both, pair, strict=True)]
+        ends = [[_end_of(api, jid) for jid in jids] for api, jids in zip(self.all, pair, strict=True)]
         assert ends[0] == ends[1]
+        assert ends[0] == [_as_if_once(end) for end in ends[2]]
 
     def teardown(self) -> None:
         for gate in self._gates:
             gate.open()
+        self._remote.kill()
+        self._remote.close()
         close_all()
 
 
@@ -242,7 +276,22 @@ def _jids(submitted: int | range) -> Jids:
     return (submitted,) if isinstance(submitted, int) else tuple(submitted)
 
 
-def _end_of(api: ModuleType, jid: int) -> tuple[Any, ...]:
+def remote_cloud(key: int, secret: str, url: str) -> Cloud:
+    """A Cloud over a server, beside those of this process."""
+
+    def opener() -> Backend:
+        return open_backend("http", process.settings, credentials=(key, secret, url))
+
+    return Cloud("a server", opener, lambda backend: None, lambda: 0)
+
+
+def _as_if_once(end: tuple[Any, ...]) -> tuple[Any, ...]:
+    """How it ended; the attempts that a fault of the server cost are not the job's."""
+    status, value, info = end
+    return status, value, {**info, "attempt": 1} if info["function"].endswith("hold") else info
+
+
+def _end_of(api: Any, jid: int) -> tuple[Any, ...]:
     (value,) = api.result([jid], ignore_errors=True)
     info = api.info(jid, ["stdout", "stderr", "attempt", "label", "depth", "function"])[jid]
     if isinstance(value, CloudException):
@@ -264,17 +313,18 @@ def _chain(exc: BaseException | None) -> list[tuple[type, str]]:
     return [(type(exc), _without_addresses(repr(exc.args))), *_chain(exc.__cause__ or exc.__context__)]
 
 
-def test_random_programs_end_alike_on_worker_processes_and_in_the_simulator(tmp_path: Path, closed_after: None) -> None:
-    run_state_machine_as_test(
-        lambda: Programs(tmp_path),
-        settings=settings(
-            max_examples=15,
-            stateful_step_count=20,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+def test_random_programs_end_alike_everywhere(tmp_path: Path, closed_after: None) -> None:
+    with RunningServer(tmp_path / "server", "--workers", str(N_SLOTS)) as server:
+        run_state_machine_as_test(
+            lambda: Programs(tmp_path, server),
+            settings=settings(
+                max_examples=15,
+                stateful_step_count=20,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
+        )
 
 
 @given(
@@ -304,4 +354,4 @@ def test_priorities_decide_the_order_of_random_programs(
         api.close()
     places = sorted((place for place in range(len(jobs)) if place not in killed), key=lambda place: jobs[place][0])
     assert orders[0] == [f"{place}.{item}" for place in places for item in range(jobs[place][1])]
-    assert orders[1] == orders[0]
+    assert all(order == orders[0] for order in orders)

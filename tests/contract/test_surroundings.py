@@ -13,7 +13,7 @@ import pytest
 
 import cloud
 from tests import sample_functions as sample
-from tests.contract.conftest import PROCESSES_ONLY
+from tests.contract.conftest import CHILDREN_ONLY, EMBEDDED_ONLY, PROCESSES_ONLY
 from tests.contract.jobs import Gate, note, notes
 
 
@@ -21,6 +21,7 @@ def look() -> tuple[str, str | None, bool]:
     return os.getcwd(), os.environ.get("SEEN"), "/made/up" in sys.path
 
 
+@EMBEDDED_ONLY
 def test_a_job_sees_what_its_submission_saw(
     api: ModuleType, one_slot: None, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,6 +43,7 @@ def test_a_job_sees_what_its_submission_saw(
     assert [api.result(jids) for jids in submitted] == expected
 
 
+@EMBEDDED_ONLY
 def test_what_the_program_changes_while_jobs_run_stays(
     api: ModuleType, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +63,7 @@ def test_what_the_program_changes_while_jobs_run_stays(
     assert (os.getcwd(), os.environ["SEEN"]) == (str(folder), "299")
 
 
+@EMBEDDED_ONLY
 def test_what_a_job_changes_is_put_back(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
     def change(folder: str) -> tuple[str, str | None, bool]:
         os.chdir(folder)
@@ -76,6 +79,7 @@ def test_what_a_job_changes_is_put_back(api: ModuleType, one_slot: None, tmp_pat
     assert (look(), os.environ["HOME"], list(sys.path)) == before
 
 
+@EMBEDDED_ONLY
 def test_a_job_that_fails_is_cleaned_up_after_too(api: ModuleType, one_slot: None) -> None:
     def fail() -> None:
         os.chdir("/")
@@ -102,6 +106,7 @@ def test_modules_of_the_caller_s_path_can_be_imported(
         del sys.modules["only_here_for_this_test"]
 
 
+@EMBEDDED_ONLY
 def test_a_directory_that_is_gone_is_an_error_of_its_job(
     api: ModuleType, one_slot: None, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +124,7 @@ def test_a_directory_that_is_gone_is_an_error_of_its_job(
     assert api.result(api.call(look)) == look()
 
 
+@EMBEDDED_ONLY
 def test_children_see_their_parent_s_surroundings(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
     def parent() -> Any:
         os.chdir(tmp_path)
@@ -129,6 +135,7 @@ def test_children_see_their_parent_s_surroundings(api: ModuleType, one_slot: Non
     assert api.result(api.call(look)) == look()
 
 
+@EMBEDDED_ONLY
 def test_os_env_vars_are_on_top(api: ModuleType, one_slot: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEEN", "of the program")
     assert api.result(api.call(sample.getenv, "SEEN", _os_env_vars={"SEEN": "of the job"})) == "of the job"
@@ -151,7 +158,7 @@ def test_signal_handlers_are_put_back(api: ModuleType, one_slot: None) -> None:
     assert api.result(api.call(handlers)) == before
 
 
-@PROCESSES_ONLY
+@CHILDREN_ONLY
 @pytest.mark.parametrize("n_slots", [1, 2, 64])
 def test_libraries_get_their_share_of_the_cores(
     api: ModuleType, configure: Any, monkeypatch: pytest.MonkeyPatch, n_slots: int

@@ -18,6 +18,7 @@ import cloud
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNotFound
 from tests import sample_functions as sample
 from tests.contract import jobs
+from tests.contract.conftest import EMBEDDED_ONLY
 from tests.contract.jobs import Gate, Point, eventually, note, notes
 
 UNKNOWN = 987654321
@@ -310,6 +311,7 @@ def test_results_are_rebuilt_by_each_call(api: ModuleType) -> None:
     assert twice[0] is not twice[1]
 
 
+@EMBEDDED_ONLY
 def test_jobs_of_both_namespaces_share_one_count(api: ModuleType) -> None:
     import cloud.mp
 
@@ -322,6 +324,7 @@ def test_jobs_of_both_namespaces_share_one_count(api: ModuleType) -> None:
 # --- where jobs run ---------------------------------------------------------------------------------------------------
 
 
+@EMBEDDED_ONLY
 def test_local_and_simulated_jobs_do_not_run_on_the_cloud(api: ModuleType) -> None:
     assert cloud.is_simulated() is True
     assert cloud.running_on_cloud() is False
@@ -338,6 +341,7 @@ def test_connection_info(api: ModuleType, backend_name: str, configure: Callable
     assert api.connection_info() == {"opened": False, "connection_type": kind, "num_procs": 3}
 
 
+@EMBEDDED_ONLY
 def test_close_tells_whether_it_was_open_and_the_next_use_opens_again(api: ModuleType, gate: Gate) -> None:
     assert api.close() is False
     jid, running = api.call(sample.square, 3), api.call(gate.hold)

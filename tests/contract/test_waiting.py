@@ -360,8 +360,9 @@ def test_ctrl_c_interrupts_the_wait_and_leaves_the_jobs(run_script: ScriptRunner
     program = beginning(backend_name) + "\n".join(
         (
             "import os, signal, threading, time",
+            "opened = os.path.abspath('opened')",
             "def hold():",
-            "    while not os.path.exists('opened'): time.sleep(0.005)",
+            "    while not os.path.exists(opened): time.sleep(0.005)",
             "    return 'went on'",
             "jid = api.call(hold)",
             "while api.status(jid) != 'processing': time.sleep(0.005)",

@@ -314,7 +314,19 @@ class Workgroup:
     def __exit__(self, *_: object) -> None:
         current_cloud().close()
         if self.server.process is not None:
-            self.server.stop()
+            self.server.kill(group=True)  # it would wait for the jobs that run
+
+    def another_key(self) -> tuple[int, str]:
+        """(number, secret) of a further key of the workgroup."""
+        from cloud.resources.accounts import AccountStore
+
+        accounts = AccountStore(str(self.server.data))
+        try:
+            key = accounts.create_key(accounts.list_users()[0].name)
+        finally:
+            accounts.close()
+        assert key.api_secretkey is not None
+        return key.api_key, key.api_secretkey
 
     @property
     def store(self) -> Path:

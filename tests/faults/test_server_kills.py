@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +25,17 @@ def workgroup(closed_after: None, tmp_path: Path) -> Iterator[Workgroup]:
 
 
 def kill_workers(load: Load, n: int, pause_s: float, workgroup: Workgroup) -> None:
-    """kill -9 the worker of a running job, n times, at random moments."""
+    """kill -9 the worker of a running job, n times, at random moments; of no job more often than it may lose one."""
     pause = threading.Event()
+    killed: Counter[int] = Counter()
     while n:
         pause.wait(workgroup.random.uniform(0.0, pause_s))
-        running = load.witness.running()
+        running = [(token, pid) for token, pid in load.witness.running() if killed[token] < 2]
         if running:
+            token, pid = workgroup.random.choice(running)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(workgroup.random.choice(running)[1], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+                killed[token] += 1
                 n -= 1
 
 
@@ -67,3 +71,64 @@ def test_the_server_is_killed_under_load(workgroup: Workgroup, tmp_path: Path, g
     assert found.broken == {}
     assert found.n_refused == 0
     assert max(ready_s) < 10.0
+
+
+def test_a_map_that_is_half_submitted_goes_on_after_a_restart(workgroup: Workgroup, tmp_path: Path) -> None:
+    witness = str(tmp_path / "witness")
+
+    def items() -> Iterator[int]:
+        for token in range(40):
+            if token in (10, 25):
+                workgroup.crash(group=token == 25)
+            yield token
+
+    jids = cloud.map(work, items(), [witness] * 40, [0.0] * 40)
+    assert len(jids) == 40
+    assert cloud.result(jids) == [expected(token) for token in range(40)]
+    assert cloud.find() == list(jids)
+
+
+def test_a_map_whose_submitter_is_gone_waits_and_can_be_seen(workgroup: Workgroup, tmp_path: Path) -> None:
+    """Nobody knows its jids, so nothing that was acknowledged is lost; jobs beside it go on after the restart."""
+    witness = str(tmp_path / "witness")
+
+    class Gone(Exception):
+        pass
+
+    def items() -> Iterator[int]:
+        yield from range(4)
+        eventually(Path(witness).exists, "the first items did not begin")
+        workgroup.crash(group=True)
+        raise Gone
+
+    with pytest.raises(Gone):
+        cloud.map(work, items(), [witness] * 40, [0.0] * 40)
+    jid = cloud.call(work, 7, witness, 0.0)
+    assert cloud.result(jid) == expected(7)
+    assert cloud.find() == [jid]
+    with workgroup.opened_store() as rows:
+        assert rows("SELECT count(*) FROM batch") == [(1,)], "the map that was given up is gone"
+
+
+def test_blocked_clients_go_on_by_themselves(workgroup: Workgroup, tmp_path: Path) -> None:
+    witness = str(tmp_path / "witness")
+    jid = cloud.call(work, 3, witness, 1.0)
+    found: list[int] = []
+    waiting = threading.Thread(target=lambda: found.append(cloud.result(jid)))
+    waiting.start()
+    eventually(Path(witness).exists, "it did not begin")
+    workgroup.crash(group=True)
+    waiting.join(30)
+    assert found == [expected(3)]
+
+
+def test_what_must_not_run_twice_is_an_error_after_a_crash(workgroup: Workgroup, tmp_path: Path) -> None:
+    witness = str(tmp_path / "witness")
+    jid = cloud.call(work, 3, witness, 600.0, _restartable=False)
+    behind = cloud.call(work, 4, witness, 0.0, _depends_on=[jid], _depends_on_errors="ignore")
+    eventually(Path(witness).exists, "it did not begin")
+    workgroup.crash()
+    with pytest.raises(cloud.CloudException, match="server stopped while it ran"):
+        cloud.result(jid)
+    assert cloud.result(behind) == expected(4)
+    assert Path(witness).read_text().count("start 3 ") == 1

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RETRY_S: Final = 1.0
 _CLOSE_S: Final = 30.0
 _VACUUM_PAGES: Final = 512
+_TIDY_EVERY_S: Final = 0.05
 _EXIT_AT: Final = "CLOUD_TEST_EXIT_AT_COMMIT"
 _FAULTS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
 """Of SQLite's errors those that a change brings upon itself."""
@@ -149,6 +150,8 @@ class Journal:
         self._given_up: dict[int, Exception] = {}
         self._retry_at = 0.0
         self._n_held = 0
+        self._writing = False
+        self._n_acting = 0
         self.n_commits, self.commit_s = 0, 0.0
         self._urgent = False
         self._closing = False
@@ -179,8 +182,16 @@ class Journal:
             return True
 
     def after(self, action: Action, change: Change | None) -> None:
-        """Call ``action`` once all that was told is on disk; with its error if this change was given up."""
-        self._put(_After(action, change))
+        """Call ``action`` once all that was told is on disk; with its error if this change was given up.
+
+        At once if nothing is on its way: who only asks is spared the way through both threads.
+        """
+        with self._changed:
+            at_once = not (self._told or self._failed or self._writing or self._n_acting or self._closing)
+        if at_once:
+            self._act(action, None if change is None else change.error)
+        else:
+            self._put(_After(action, change))
 
     def wait(self, change: Change) -> None:
         """Block until the change is on disk.
@@ -231,10 +242,10 @@ class Journal:
     # --- the writer ---------------------------------------------------------------------------------------------------
 
     def _write_all(self) -> None:
-        untidy = True
+        tidy_at: float | None = 0.0
         while True:
             with self._changed:
-                while not self._closing and (delay_s := self._delay_s(untidy)) != 0.0:
+                while not self._closing and (delay_s := self._delay_s(tidy_at)) != 0.0:
                     self._changed.wait(delay_s)
                 if self._n_held and not self._urgent and not self._closing:
                     items = self._failed
@@ -245,25 +256,30 @@ class Journal:
                     self._told = []
                     self._urgent = False
                 self._failed = []
+                self._writing = bool(items)
                 last = self._closing
             if items:
                 self._commit(items, last=last)
-                untidy = True
+                if tidy_at is None:
+                    tidy_at = time.monotonic() + _TIDY_EVERY_S
                 with self._changed:
+                    self._writing = False
                     self._changed.notify_all()
             else:
-                untidy = not last and self._tidy()
+                tidy_at = time.monotonic() if not last and self._tidy() else None
             if last and not items:
                 break
         self._actions.put(None)
         self._close_connection()
 
-    def _delay_s(self, untidy: bool) -> float | None:
+    def _delay_s(self, tidy_at: float | None) -> float | None:
         """How long there is nothing to do; 0.0: there is, None: nobody knows."""
         ready = bool(self._told) and (not self._n_held or self._urgent)
         if self._failed:
             return max(0.0, self._retry_at - time.monotonic())
-        return 0.0 if ready or (untidy and not self._n_held) else None
+        if ready:
+            return 0.0
+        return None if tidy_at is None or self._n_held else max(0.0, tidy_at - time.monotonic())
 
     def _commit(self, items: list[Change | _After], *, last: bool) -> None:
         changes = []
@@ -344,6 +360,8 @@ class Journal:
 
     def _done(self, item: Change | _After) -> None:
         if isinstance(item, _After):
+            with self._changed:
+                self._n_acting += 1
             self._actions.put((item.action, None if item.change is None else item.change.error))
         elif not item.over:
             item.settle()
@@ -381,11 +399,15 @@ class Journal:
 
     def _tell_all(self) -> None:
         while (found := self._actions.get()) is not None:
-            action, error = found
-            try:
-                action(error)
-            except Exception:  # noqa: BLE001 - the actions behind it must not wait for ever
-                logger("Cloud.Store").exception("%s: an action after a commit failed", self._path)
+            self._act(*found)
+            with self._changed:
+                self._n_acting -= 1
+
+    def _act(self, action: Action, error: Exception | None) -> None:
+        try:
+            action(error)
+        except Exception:  # noqa: BLE001 - the actions behind it must not wait for ever
+            logger("Cloud.Store").exception("%s: an action after a commit failed", self._path)
 
 
 __all__ = ["RETRY_S", "Change", "Journal", "Transaction"]

@@ -380,7 +380,7 @@ class Reader:
         batch = Batch(
             jid0 or 0,
             Function(b"", name) if contents is None else contents[function_id],
-            (0, b"") if contents is None else (_recovered(context_id), contents[context_id].payload),
+            (0, b"") if contents is None else (_FIRST_CONTEXT + context_id, contents[context_id].payload),
             DEFAULT_OPTIONS if options == "{}" else _options_from(options),
             depth,
             created,
@@ -463,6 +463,10 @@ class Reader:
 def _recovered(number: int) -> int:
     # Far from those that this process gives out, which begin at 1.
     return (1 << 62) + number
+
+
+_FIRST_CONTEXT: Final = 1 << 31
+"""Likewise; a worker is told a context in 32 bits."""
 
 
 __all__ = [
