@@ -112,3 +112,27 @@ def program(home: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     yield program
     for each in started:
         each.__exit__(None, None, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a second interpreter leave out what does not depend on it."""
+    parser.addoption(
+        "--short-http",
+        action="store_true",
+        help="of the conformance suite on a server, only the contract itself (test_backend.py)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """See ``--short-http``."""
+    if not config.getoption("--short-http"):
+        return
+    left_out = [item for item in items if _is_on_server(item) and item.path.name != "test_backend.py"]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_on_server(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("backend_name") == "http"

@@ -75,7 +75,11 @@ class RemoteBackend(Backend):
     def open_map(self, function: Function, options: JobOptions) -> MapWriter:
         self.check_open()
         if options.depends_on:
-            self.statuses(options.depends_on)  # an unknown one raises before an item is taken
+            try:
+                self.statuses(options.depends_on)
+            except errors.JobNotFound as exc:
+                # Before an item is taken from what is mapped.
+                raise errors.JobNotFound("This dependency does not exist.", jid=exc.jid) from None
         return RemoteMap(self, (function.payload, self._surroundings()), self._submission(function, options))
 
     # --- waiting ------------------------------------------------------------------------------------------------------

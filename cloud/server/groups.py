@@ -143,7 +143,8 @@ class Group:
         if "timeout_s" in content:
             wanted_s = content["timeout_s"]
             content["timeout_s"] = MAX_WAIT_S if wanted_s is None else min(wanted_s, MAX_WAIT_S)
-        request = Request(op, content, blobs, reply, key=key)
+        # Given again with another operation, a key is another key.
+        request = Request(op, content, blobs, reply, key=f"{op}:{key}" if key else "")
         try:
             if op in _ON_CODE:
                 return await asyncio.to_thread(getattr(self, _ON_CODE[op]), content, blobs), ()

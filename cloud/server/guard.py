@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 _TEXT: Final = b'{"error": "BackendError", "text": "there are too many connections", "jid": null, "hint": null}'
 _SLOWEST_BYTES_PER_S: Final = 1024
@@ -41,7 +40,7 @@ class Guard:
         self._log = log
         self._n_all = 0
         self._n: Counter[str] = Counter()
-        self._guarded: WeakKeyDictionary[asyncio.BaseTransport, Guarded] = WeakKeyDictionary()
+        self._guarded: dict[asyncio.BaseTransport, Guarded] = {}
 
     def around(self, factory: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
         """A factory of guarded protocols."""
@@ -69,8 +68,10 @@ class Guard:
         self._guarded[transport] = guarded
         return True
 
-    def leave(self, address: str) -> None:
+    def leave(self, address: str, transport: asyncio.BaseTransport | None) -> None:
         """One is gone."""
+        if transport is not None:
+            self._guarded.pop(transport, None)
         self._n_all -= 1
         self._n[address] -= 1
         if not self._n[address]:
@@ -144,7 +145,7 @@ class Guarded(asyncio.Protocol):
         self._stop_clock()
         self._stop_watching()
         if self._address:
-            self._guard.leave(self._address)
+            self._guard.leave(self._address, self._transport)
             self._inner.connection_lost(exc)
 
     def begin(self) -> None:

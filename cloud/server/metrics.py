@@ -29,11 +29,10 @@ Labels = tuple[tuple[str, object], ...]
 Sample = tuple[str, Labels, float]
 
 
-class Observed(Protocol):
+class _Observed(Protocol):
     """A workgroup at work."""
 
     number: int
-    engine: Any
     store: Any
     backend: Any
 
@@ -72,7 +71,7 @@ class Metrics:
         with self._lock:
             self._refused[status] += 1
 
-    def text(self, groups: Iterable[Observed], *, n_slots_used: int, n_open: int) -> str:
+    def text(self, groups: Iterable[_Observed], *, n_slots_used: int, n_open: int) -> str:
         """Everything in Prometheus's format.
 
         Args:
@@ -91,25 +90,25 @@ class Metrics:
         self._add_process(lines)
         return "\n".join(lines) + "\n"
 
-    def _add_groups(self, lines: list[str], groups: list[Observed]) -> None:
+    def _add_groups(self, lines: list[str], groups: list[_Observed]) -> None:
         jobs: list[Sample] = []
         ended: list[Sample] = []
         values: dict[str, list[Sample]] = {name: [] for name in ("n_slots", "n_used", "n_workers")}
         commits: list[Sample] = []
         commit_s: list[Sample] = []
         for group in groups:
-            facts = group.backend.overview()
+            facts, figures = group.backend.overview(), group.store.figures()
             own: Labels = (("workgroup", group.number),)
             jobs += [("", (*own, ("state", name)), n) for name, n in zip(STATUS_LABELS, facts["counts"], strict=True)]
             ended += [
                 ("", (*own, ("state", STATUS_LABELS[code])), n)
-                for code, n in enumerate(group.store.n_ended)
+                for code, n in enumerate(figures["ended"])
                 if code >= DONE
             ]
             for name, samples in values.items():
                 samples.append(("", own, facts[name]))
-            commits.append(("", own, group.store.n_commits))
-            commit_s.append(("", own, group.store.commit_s))
+            commits.append(("", own, figures["n_commits"]))
+            commit_s.append(("", own, figures["commit_s"]))
         _family(lines, "cloud_jobs", "gauge", "Jobs that are kept, by state; 'queued' is the queue's length.", jobs)
         _family(lines, "cloud_jobs_ended_total", "counter", "Jobs that reached a final state.", ended)
         _family(lines, "cloud_workgroup_slots", "gauge", "Worker slots a workgroup may have.", values["n_slots"])

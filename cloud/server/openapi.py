@@ -11,7 +11,6 @@ from cloud.wire import API, MESSAGE_TYPE, OPERATIONS, RESOURCE_OPERATIONS, SCOPE
 
 __all__ = ["document"]
 
-_BINARY: Final = {"schema": {"type": "string", "contentMediaType": MESSAGE_TYPE}}
 _ERROR: Final = {
     "type": "object",
     "required": ["error", "text", "jid", "hint", "fields", "id"],
@@ -62,7 +61,8 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "description": (
                 f"Messages are JSON, or `{MESSAGE_TYPE}` where bytes go with them: a u32 (little-endian), JSON of that "
-                "length whose key `blobs` lists lengths, then the blobs. Payloads are opaque to the server."
+                "length whose key `blobs` lists lengths, then the blobs (`x-blobs` says what they are). The schema of such "
+                "a message is that of its JSON without `blobs`. Payloads are opaque to the server."
             ),
         },
         "security": [{"key": []}],
@@ -97,7 +97,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.method != "GET":
         content: dict[str, Any] = {"application/json": {"schema": request_schema(operation)}}
         if operation.blobs:
-            content = {MESSAGE_TYPE: {**_BINARY, "x-content": request_schema(operation), "x-blobs": operation.blobs}}
+            content = {MESSAGE_TYPE: {"schema": request_schema(operation), "x-blobs": operation.blobs}}
         found["requestBody"] = {"required": True, "content": content}
     known = {str(status) for status in STATUSES.values()} - _COMMON.keys()
     found["responses"] |= {status: {"$ref": f"#/components/responses/{status}"} for status in _COMMON}
@@ -109,7 +109,7 @@ def _reply(operation: Operation) -> dict[str, Any]:
     schema = {"type": "object", "properties": operation.reply, "required": _always(operation)}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if operation.reply_blobs:
-        content[MESSAGE_TYPE] = {**_BINARY, "x-content": schema, "x-blobs": operation.reply_blobs}
+        content[MESSAGE_TYPE] = {"schema": schema, "x-blobs": operation.reply_blobs}
     return {"description": operation.summary, "content": content}
 
 

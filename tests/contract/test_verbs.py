@@ -334,9 +334,10 @@ def test_local_and_simulated_jobs_do_not_run_on_the_cloud(api: ModuleType) -> No
 def test_connection_info(api: ModuleType, backend_name: str, configure: Callable[..., None]) -> None:
     configure(num_procs=3)
     kind = {"mp": "multiprocessing", "simulator": "simulation", "http": "server"}[backend_name]
-    assert api.connection_info() == {"opened": False, "connection_type": kind, "num_procs": 3}
+    # A server tells more of itself.
+    assert api.connection_info().items() >= {"opened": False, "connection_type": kind, "num_procs": 3}.items()
     api.call(sample.nothing)
-    assert api.connection_info() == {"opened": True, "connection_type": kind, "num_procs": 3}
+    assert api.connection_info().items() >= {"opened": True, "connection_type": kind, "num_procs": 3}.items()
     api.close()
     assert api.connection_info() == {"opened": False, "connection_type": kind, "num_procs": 3}
 

@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 
 import cloud
 from cloud.current import cloud as current_cloud
-from cloud.errors import BackendClosed, CloudException
+from cloud.errors import BackendClosed, CloudException, JobNotFound
 from cloud.jobs import DONE, ERROR, ERROR_TEXT, KILLED, Outcome
 from tests.faults.jobs import expected, line, work
 from tests.server.running import RunningServer
@@ -233,7 +233,7 @@ def _check_answers(found: Verdict, told: dict[int, int], once: set[int], seen: d
     for jid, token in told.items():
         try:
             unfinished = backend.wait([jid], max(0.0, until - time.monotonic()), stop_on_error=False)
-        except cloud.JobNotFound:
+        except JobNotFound:
             found.lost.append(jid)
             continue
         if unfinished:

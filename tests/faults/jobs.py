@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 
 def line(path: str, *words: object) -> None:
@@ -27,3 +28,10 @@ def work(token: int, witness: str, seconds: float) -> int:
         time.sleep(seconds)
     line(witness, "end", token, os.getpid(), time.time())
     return expected(token)
+
+
+def wait_for(path: str, value: Any) -> Any:
+    """Return the value once the file is there."""
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return value

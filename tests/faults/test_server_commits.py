@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 import cloud
+from cloud.errors import JobNotFound
 from tests.faults.harness import Workgroup
 from tests.faults.jobs import expected, line, work
 
@@ -42,7 +43,7 @@ def scenario(witness: Path, token: int) -> dict[str, Any]:
     cloud.kill(long)
     seen["long"] = cloud.status(long)
     cloud.delete(first)
-    with pytest.raises(cloud.JobNotFound):
+    with pytest.raises(JobNotFound):
         cloud.status(first)
     cloud.delete(mapped)
     seen["left"] = [once, after, long]

@@ -19,17 +19,10 @@ import pytest
 import cloud
 from cloud.errors import BackendError, CloudException
 from tests.faults.harness import Load, Workgroup, check, eventually
-from tests.faults.jobs import expected, work
+from tests.faults.jobs import expected, wait_for, work
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 AT_ONCE_S = 5.0
-
-
-def wait_for(path: str, value: Any) -> Any:
-    """Return the value once the file is there."""
-    while not os.path.exists(path):
-        time.sleep(0.01)
-    return value
 
 
 def returned(value: Any) -> Any:

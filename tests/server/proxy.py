@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 _PIECE_BYTES = 64 * 1024
+_REPLY = b"HTTP/1.1 "
+_SILENT_S = 10.0
 
 
 class Direction(enum.Enum):
@@ -168,9 +170,7 @@ class FaultProxy:
         if fault.duplicate and not self._closed.is_set():
             ours, theirs = socket.socketpair()
             again = _Link(self, theirs, Fault())
-            ours.sendall(bytes(link.said))
-            ours.shutdown(socket.SHUT_WR)
-            swallow = threading.Thread(target=_swallow, args=(ours,), daemon=True)
+            swallow = threading.Thread(target=_play_again, args=(ours, bytes(link.said), link.n_replies), daemon=True)
             swallow.start()
             self._run(again)
             swallow.join()
@@ -203,6 +203,7 @@ class _Link:
     def __init__(self, proxy: FaultProxy, client: socket.socket, fault: Fault) -> None:
         self.fault = fault
         self.said = bytearray()
+        self.n_replies = 0
         self._proxy = proxy
         self._client = client
         self._server: socket.socket | None = None
@@ -251,6 +252,8 @@ class _Link:
                 self._proxy.passed(len(piece), direction, pause_s)
                 if direction is Direction.UP and fault.duplicate:
                     self.said += piece
+                elif fault.duplicate:
+                    self.n_replies += piece.count(_REPLY)
                 if sink is not None:
                     sink.sendall(piece)
         if left == 0:
@@ -264,7 +267,19 @@ class _Link:
                     self._client.shutdown(socket.SHUT_RDWR)
 
 
-def _swallow(sock: socket.socket) -> None:
+def _play_again(sock: socket.socket, said: bytes, n_replies: int) -> None:
+    """Say all of it, and hang up when as many replies came as the first time, or none comes any more."""
+    feed = threading.Thread(target=_say, args=(sock, said), daemon=True)
+    feed.start()
+    sock.settimeout(_SILENT_S)
     with contextlib.suppress(OSError):
-        while sock.recv(_PIECE_BYTES):
-            pass
+        while n_replies > 0 and (piece := sock.recv(_PIECE_BYTES)):
+            n_replies -= piece.count(_REPLY)
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    feed.join()
+
+
+def _say(sock: socket.socket, said: bytes) -> None:
+    with contextlib.suppress(OSError):
+        sock.sendall(said)

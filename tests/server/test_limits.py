@@ -242,12 +242,13 @@ def test_what_a_poll_leaves_in_the_engine(tmp_path: Path) -> None:
                 # Without a limit of its own, it has the server's.
                 asked = [asyncio.create_task(group.ask(op, {**run, **more, "timeout_s": None}, [])) for _ in range(50)]
                 await asyncio.sleep(0.05)
-                assert len(batch.watches or ()) == 50
+                assert batch.watches is not None
+                assert len(batch.watches._of_one[0]) == 50
                 assert group.engine.waiting._timers
                 for task in asked:
                     task.cancel()
                 await asyncio.gather(*asked, return_exceptions=True)
-                assert not list(batch.watches or ())
+                assert not batch.watches
                 assert not [timer for _, _, timer in group.engine.waiting._timers if timer.action]
             assert not group.requests._polls
 

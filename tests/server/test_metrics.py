@@ -39,7 +39,7 @@ def samples(text: str) -> dict[str, float]:
 def group(number: int, counts: list[int]) -> Any:
     return SimpleNamespace(
         number=number,
-        store=SimpleNamespace(n_ended=[0, 0, 0, 5, 1, 0, 0], n_commits=3, commit_s=0.5),
+        store=SimpleNamespace(figures=lambda: {"ended": [0, 0, 0, 5, 1, 0, 0], "n_commits": 3, "commit_s": 0.5}),
         backend=SimpleNamespace(overview=lambda: {"counts": counts, "n_slots": 4, "n_used": 2, "n_workers": 3}),
     )
 

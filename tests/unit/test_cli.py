@@ -109,7 +109,7 @@ class TestItself:
             (["files"], "a command is missing; see 'cloud files --help'"),
             (["nonsense"], "invalid choice: 'nonsense'"),
             (["--nonsense"], "unrecognized arguments: --nonsense"),
-            (["status"], "the following arguments are required: JIDS; see 'cloud status --help'"),
+            (["kill"], "the following arguments are required: JIDS; see 'cloud kill --help'"),
             (["exec", "--cores", "x", "--", "ls"], "argument --cores: invalid int value: 'x'"),
             (["exec", "ls", "-l"], "unrecognized arguments: -l; write -- before a command with options"),
             (["config", "sho"], "invalid choice: 'sho'"),
@@ -150,7 +150,7 @@ class TestItself:
         for words in (["status", "1"], ["exec", "--", "true"], ["cron", "run"]):
             done = shell(*words, env={"CLOUD_API_KEY": "3"})
             assert (done.returncode, done.stdout) == (2, "")
-            assert "cannot talk to a server yet (Remove api_key" in done.stderr
+            assert "a key is set and no server: pass server_url" in done.stderr
 
     def test_a_reader_that_is_gone(self, tmp_path: Path) -> None:
         (tmp_path / "big").write_bytes(b"x" * 5_000_000)

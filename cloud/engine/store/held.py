@@ -106,6 +106,11 @@ class HeldBatches:
             del self._recent[oldest.batch.key]
             self._n_recent_items -= oldest.batch.n
 
+    def unfinished(self, label: str | None = None) -> list[Batch]:
+        """Unfinished batches that have jids, oldest first; with a label only those of it."""
+        found = [held.batch for held in self if not held.batch.finished]
+        return sorted((each for each in found if label in (None, each.options.label)), key=lambda each: each.jid0)
+
     def __iter__(self) -> Iterator[Held]:
         """Those that have jids, in no order."""
         yield from self._calls.values()

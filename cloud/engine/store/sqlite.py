@@ -26,6 +26,7 @@ from cloud.engine.store.base import Batch, Chunk, Store
 from cloud.engine.store.blobs import BlobFolder
 from cloud.engine.store.held import Held, HeldBatches
 from cloud.engine.store.journal import Change, Journal, Transaction
+from cloud.engine.store.pages import ascending, newest_first, oldest_first
 from cloud.engine.store.replies import Replies
 from cloud.engine.store.rows import (
     LARGE_BYTES,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 _OUTCOME_BYTES: Final = 1 << 12
 """Outcomes of unfinished batches from this size on are not kept in memory."""
 _PAGE: Final = 256
-_FIRST_PAGE: Final = 16
 _BLOCK: Final = 1000
 """Jids reserved on disk at once: what a crash leaves of them is never given out."""
 
@@ -206,7 +206,7 @@ class SqliteStore(Store):
         if type(jids) is range and jids.step == 1:
             return list(self._contiguous(jids.start, jids.stop))
         found: list[tuple[Batch, int, int]] = []
-        for start, stop in _ascending(jids):
+        for start, stop in ascending(jids):
             for run in self._contiguous(start, stop):
                 if found and found[-1][0] is run[0] and found[-1][2] == run[1]:
                     found[-1] = (run[0], found[-1][1], run[2])
@@ -220,7 +220,7 @@ class SqliteStore(Store):
             held = self._held.at(jid) or ahead.get(jid)
             if held is None and end - jid > 1:
                 # Hundreds of calls by one query, which are not worth a place among the recent ones.
-                ahead = self._read("WHERE b.jid0 >= ? AND b.jid0 < ? AND +b.finished IS NOT NULL", jid, end)
+                ahead = self._read("b.jid0 >= ? AND b.jid0 < ? AND +b.finished IS NOT NULL", jid, end)
                 held = ahead.get(jid)
             if held is None or held.batch.key in self._gone:
                 held = self._find(jid)
@@ -234,44 +234,15 @@ class SqliteStore(Store):
     def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
         self._catch_up()
         if unfinished:
-            yield from self._unfinished(label)
+            yield from self._held.unfinished(label)
             return
-        where = "WHERE b.jid0 > ? AND b.jid0 < ? AND +b.finished IS NOT NULL"
-        where, values = (where, ()) if label is None else (f"{where} AND b.label = ?", (label,))
-        last, end = 0, 1 << 62
-        while True:
-            self._catch_up()
-            page = self._read(where, last, end, *values)
-            upto = max(page) if len(page) == _PAGE else end
-            page.update(
-                (held.batch.jid0, held)
-                for held in self._held
-                if last < held.batch.jid0 <= upto and label in (None, held.batch.options.label)
-            )
-            for jid0 in sorted(page):
-                yield from self._kept(page[jid0])
-            if upto == end:
-                return
-            last = upto
+        for found in oldest_first(self._page, self._held, label):
+            yield from self._kept(found)
 
     def newest(self, before: int, *, label: str | None = None) -> Iterator[Batch]:
         self._catch_up()
-        where = "WHERE b.jid0 < ? AND +b.finished IS NOT NULL"
-        where, values = (where, ()) if label is None else (f"{where} AND b.label = ?", (label,))
-        known = (each for each in self._held if each.batch.jid0 < before)
-        held = sorted((each for each in known if label in (None, each.batch.options.label)), key=_first_jid)
-        n = _FIRST_PAGE
-        while True:
-            page = self._read(where, before, *values, last_first=n)
-            before = min(page) if len(page) == n else 0
-            while held and held[-1].batch.jid0 >= before:
-                found = held.pop()
-                page[found.batch.jid0] = found
-            for jid0 in sorted(page, reverse=True):
-                yield from self._kept(page[jid0])
-            if not before:
-                return
-            n = min(_PAGE, 4 * n)
+        for found in newest_first(self._page, self._held, before, label):
+            yield from self._kept(found)
 
     def _kept(self, found: Held) -> Iterator[Batch]:
         key = found.batch.key
@@ -279,10 +250,6 @@ class SqliteStore(Store):
             if self._held.get(key) is None:
                 self._note_deleted(key, found.deleted)
             yield found.batch
-
-    def _unfinished(self, label: str | None) -> list[Batch]:
-        found = [held.batch for held in self._held if not held.batch.finished]
-        return sorted((each for each in found if label in (None, each.options.label)), key=lambda each: each.jid0)
 
     def forgotten(self, batch: Batch, index: int) -> bool:
         if not batch.is_map:
@@ -311,7 +278,7 @@ class SqliteStore(Store):
                 if batch.is_map and batch.n:
                     batch.put_free(0, batch.n)
                 items = sorted(each for each in begun[key] if batch.states[each] == QUEUED) if key in begun else ()
-                found.append((batch, list(_ascending(items)) if items else []))
+                found.append((batch, list(ascending(items)) if items else []))
         finally:
             if collects:
                 gc.enable()
@@ -320,20 +287,10 @@ class SqliteStore(Store):
     def tally(self) -> list[int]:
         return self._tally.counts
 
-    @property
-    def n_ended(self) -> list[int]:
-        """Jobs that became final since this was opened, by status code."""
-        return list(self._tally.ended)
-
-    @property
-    def n_commits(self) -> int:
-        """Transactions written since this was opened."""
-        return self._journal.n_commits
-
-    @property
-    def commit_s(self) -> float:
-        """How long they took."""
-        return self._journal.commit_s
+    def figures(self) -> dict[str, Any]:
+        """Since it was opened: ``ended`` (jobs by status code), ``n_commits``, and ``commit_s``, which they took."""
+        journal = self._journal
+        return {"ended": list(self._tally.ended), "n_commits": journal.n_commits, "commit_s": journal.commit_s}
 
     # --- forgetting ---------------------------------------------------------------------------------------------------
 
@@ -520,7 +477,7 @@ class SqliteStore(Store):
         if not 0 < jid < self._next["jid"]:
             return None
         found = self._read(
-            "WHERE b.id = (SELECT id FROM batch WHERE jid0 <= ? ORDER BY jid0 DESC LIMIT 1) "
+            "b.id = (SELECT id FROM batch WHERE jid0 <= ? ORDER BY jid0 DESC LIMIT 1) "
             "AND b.jid0 + b.n > ? AND b.finished IS NOT NULL",
             jid,
             jid,
@@ -533,9 +490,11 @@ class SqliteStore(Store):
         self._held.let_go(held)
         return held
 
-    def _read(self, where: str, *values: object, last_first: int = 0) -> dict[int, Held]:
-        order = f"DESC LIMIT {last_first}" if last_first else f"LIMIT {_PAGE}"
-        found = self._reader.finished(f"{where} ORDER BY b.jid0 {order}", values)
+    def _read(self, where: str, *values: object) -> dict[int, Held]:
+        return self._page(where, values, f"ORDER BY b.jid0 LIMIT {_PAGE}")
+
+    def _page(self, where: str, values: tuple[object, ...], order: str) -> dict[int, Held]:
+        found = self._reader.finished(f"WHERE {where} {order}", values)
         return {batch.jid0: Held(batch, deleted) for batch, deleted in found}
 
     def _index(self, held: Held, jid: int) -> int:
@@ -550,20 +509,6 @@ class SqliteStore(Store):
             self._deleted.popitem(last=False)
 
 
-def _ascending(jids: Jids) -> Iterator[tuple[int, int]]:
-    """(start, stop) of runs of consecutive jids, in the order given."""
-    start = stop = 0
-    for jid in jids:
-        if jid == stop and stop > start:
-            stop += 1
-            continue
-        if stop > start:
-            yield start, stop
-        start, stop = jid, jid + 1
-    if stop > start:
-        yield start, stop
-
-
 def _release(parts: list[Part] | tuple[()]) -> None:
     for part in parts:
         part.release()
@@ -575,10 +520,6 @@ def _is_large(payload: Any) -> bool:
 
 def _not_found(jid: int) -> JobNotFound:
     return JobNotFound("Does not exist or was purged from cache", jid=jid)
-
-
-def _first_jid(held: Held) -> int:
-    return held.batch.jid0
 
 
 def _start(segment: tuple[int, int, Any]) -> int:
