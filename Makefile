@@ -9,7 +9,7 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test check contract bench bench-full venv clean
+.PHONY: help demo test check contract bench bench-full bench-server bench-server-full soak venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +33,15 @@ bench: venv ## measure speed, in short
 
 bench-full: venv ## measure speed beside every installable peer
 	$(RUN) -m benchmarks --full $(ARGS)
+
+bench-server: venv ## measure the speed of a server, in short
+	$(RUN) -m benchmarks.server $(ARGS)
+
+bench-server-full: venv ## measure the speed of a server beside RQ, Celery and Ray
+	$(RUN) -m benchmarks.server --full $(ARGS)
+
+soak: venv ## break a server in every known way, for half an hour
+	$(RUN) -m tests.faults.soak $(ARGS)
 
 venv:
 	@bash .ci/venv $(VENV) '$(PYTHON)'

@@ -41,8 +41,9 @@ setup(
         "filelock>=3.30",
     ],
     extras_require={
-        # What `make bench-full` compares with; measures whatever of it is there.
+        # What `make bench-full` and `make bench-server-full` compare with; they measure whatever of it is there.
         "bench": [
+            "celery>=5.7",
             "dask[distributed]>=2026.1",
             "executorlib>=1.11",
             "joblib>=1.5",
@@ -50,6 +51,8 @@ setup(
             "mpire>=2.10",
             "numpy>=1.26",
             "ray>=2.50",
+            "redis>=8.0",
+            "rq>=3.0",
         ],
         "joblib": JOBLIB,
         "progress": PROGRESS,

@@ -39,9 +39,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--full", action="store_true", help="every installed peer, at full size: most of an hour")
-    add("--only", type=_names(WORKLOADS), metavar="A,B", help=f"workloads: {', '.join(WORKLOADS)}")
-    add("--systems", type=_names(SYSTEMS), metavar="A,B", help=f"systems: {', '.join(SYSTEMS)}")
-    add("--repeats", type=_positive, metavar="N", help="runs of each pair (default: 3)")
+    add("--only", type=names_of(WORKLOADS), metavar="A,B", help=f"workloads: {', '.join(WORKLOADS)}")
+    add("--systems", type=names_of(SYSTEMS), metavar="A,B", help=f"systems: {', '.join(SYSTEMS)}")
+    add("--repeats", type=positive, metavar="N", help="runs of each pair (default: 3)")
     add("--promises", action="store_true", help="measure cloud with each promise switched off instead of the peers")
     add("--no-promises", action="store_true", help="with --write: leave that table out")
     add("--no-details", action="store_true", help="print only how cloud stands, not every figure")
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def _names(known: Iterable[str]):
+def names_of(known: Iterable[str]):
     def names(text: str) -> list[str]:
         given = [name.strip() for name in text.split(",") if name.strip()]
         wrong = [name for name in given if name not in known]
@@ -63,7 +63,7 @@ def _names(known: Iterable[str]):
     return names
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)

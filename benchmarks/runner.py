@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def measure_all(
     repeats: int,
     most_s: float = float("inf"),
     tell: Callable[[str], None] = lambda line: None,
+    child: Sequence[str] = CHILD,
 ) -> None:
     """Measure all pairs.
 
@@ -50,6 +51,7 @@ def measure_all(
         most_s: No further measurement begins after so many seconds. Peers that had to be installed give way to the
             others while the first repeats are behind this time.
         tell: Told what begins.
+        child: The program that takes one measurement.
     """
     began = time.monotonic()
     workloads = list(workloads)
@@ -69,7 +71,9 @@ def measure_all(
                         tell(f"{repeat + 1}/{repeats} {workload.code} {system.name}")
                         limit_s = workload.limit_s if full else min(workload.limit_s, _SHORT_LIMIT_S)
                         limit_s += _START_LIMIT_S * system.heavy
-                        found = measure_pair(workload.code, system.name, folder, full=full, limit_s=limit_s)
+                        found = measure_pair(
+                            workload.code, system.name, folder, full=full, limit_s=limit_s, child=child
+                        )
                         results.add(workload.code, system.name, found)
 
 
@@ -92,15 +96,17 @@ def _in_turn(systems: list[type[System]], repeat: int) -> Iterator[type[System]]
     return iter(turned if repeat % 2 == 0 else turned[::-1])
 
 
-def measure_pair(code: str, name: str, folder: str, *, full: bool, limit_s: float) -> dict[str, Any]:
-    """Run one workload with one system; what ``benchmarks.child`` found, or why it found nothing."""
+def measure_pair(
+    code: str, name: str, folder: str, *, full: bool, limit_s: float, child: Sequence[str] = CHILD
+) -> dict[str, Any]:
+    """Run one workload with one system; what the child found, or why it found nothing."""
     mark = uuid.uuid4().hex
     file, errors = Path(folder, f"{mark}.json"), Path(folder, f"{mark}.err")
-    arguments = [*CHILD, code, name, "full" if full else "short", str(file)]
+    arguments = [*child, code, name, "full" if full else "short", str(file)]
     why = ""
     with errors.open("wb") as stderr:
         # Output to nowhere: what jobs print costs the same on every terminal.
-        child = subprocess.Popen(
+        process = subprocess.Popen(
             arguments,
             cwd=folder,
             env=environment(folder, mark),
@@ -110,14 +116,14 @@ def measure_pair(code: str, name: str, folder: str, *, full: bool, limit_s: floa
             start_new_session=True,
         )
         try:
-            code_of_exit = child.wait(limit_s)
+            code_of_exit = process.wait(limit_s)
             why = f"ended with exit code {code_of_exit}"
         except subprocess.TimeoutExpired:
             why = f"{TOO_LONG}{limit_s:g} s"
         finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
             left = end_marked(mark)
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -77,16 +77,29 @@ class Cloud(ServerSystem):
         return f"{', '.join(absent)} not installed" if absent else ""
 
     def open(self) -> None:
-        data = tempfile.mkdtemp(prefix="data")
-        process = self._start(
-            sys.executable, "-m", "cloud", "serve", "--port", "0", "--data", data,
-            "--workers", str(N_WORKERS), "--print-json",
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self.data = tempfile.mkdtemp(prefix="data")
+        with open(os.path.join(self.data, "server.log"), "wb") as log:
+            process = self._start(
+                sys.executable, "-m", "cloud", "serve", "--port", "0", "--data", self.data,
+                "--workers", str(N_WORKERS), "--print-json",
+                stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
         assert process.stdout is not None
         self.facts = json.loads(process.stdout.readline())
         self.cloud = importlib.import_module("cloud")
         self.cloud.setkey(self.facts["api_key"], self.facts["api_secretkey"], self.facts["url"])
+
+    def new_keys(self, n: int) -> list[str]:
+        """Further keys of the same user, as they stand in a request: one has a limit of requests open at once."""
+        from cloud.resources.accounts import AccountStore
+
+        store = AccountStore(self.data)
+        try:
+            user = store.list_users()[0].name
+            keys = [store.create_key(user) for _ in range(n)]
+        finally:
+            store.close()
+        return [f"{key.api_key}:{key.api_secretkey}" for key in keys]
 
     def submit(self, function, *args):
         return self.cloud.call(function, *args)
@@ -136,7 +149,9 @@ class _OnRedis(ServerSystem):
 
 
 _SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
-_SHIPPED = "up to an hour of jobs and results is lost: Redis as shipped saves now and then (save 3600 1 300 100 60 10000)"
+_SHIPPED = (
+    "up to an hour of jobs and results is lost: Redis as shipped saves now and then (save 3600 1 300 100 60 10000)"
+)
 _ALWAYS = "Redis writes and syncs each change before it answers (appendonly yes, appendfsync always)"
 
 
@@ -215,7 +230,8 @@ class Celery(_OnRedis):
 
     def map(self, function, items):
         task = self.tasks[function.__name__]
-        return self.celery.group(task.s(item) for item in items)().get(timeout=120)
+        # Not the get of the group, which looks twice a second only.
+        return self.results(self.celery.group(task.s(item) for item in items)().results)
 
 
 class CelerySynced(Celery):

@@ -102,7 +102,9 @@ def _mapped(system: ServerSystem, effort: Effort, n: int) -> dict[str, float]:
         return seconds
 
     seconds, count = as_many_as_fit(run, n, effort)
-    return {"": 1 / seconds, "n": count, "memory": peak_memory_mb(), **_server_memory(system)}
+    # Whoever had time for some of them only has kept some of them only.
+    memory = {"memory": peak_memory_mb(), **_server_memory(system)} if count > 0.8 * n else {}
+    return {"": 1 / seconds, "n": count, **memory}
 
 
 def _server_memory(system: ServerSystem) -> dict[str, float]:
@@ -121,7 +123,7 @@ def mapped(system: ServerSystem, effort: Effort):
 
 @workload(
     "MM",
-    "a map over 1,000,000 items (100,000 in short runs); peak memory of the program and of the process that keeps jobs",
+    "a map over 1,000,000 items (100,000 in short runs); peak memory of the program and of the server, if all were done",
     Metric("", "/s", HIGHER),
     Metric("memory", "MB", LOWER),
     Metric("server memory", "MB", LOWER),

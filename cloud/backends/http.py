@@ -177,6 +177,12 @@ class HttpBackend(RemoteBackend):
 
 
 @cache
+def _code_finder(enabled: bool, whitelist: str) -> CodeFinder:
+    # Kept from one connection to the next: what it knows of this program's files took a while to find out.
+    return CodeFinder(enabled, whitelist.split())
+
+
+@cache
 def _cloudpickle_version() -> str:
     import cloudpickle
 
@@ -269,5 +275,5 @@ def open_http(settings: Settings, *, credentials: tuple[Any, Any, Any]) -> HttpB
         ca_file=settings.server_ca_file or None,
         patience_s=settings.server_patience_s,
     )
-    finder = CodeFinder(settings.automatic_dependency_transfer, settings.dependency_whitelist.split())
+    finder = _code_finder(settings.automatic_dependency_transfer, settings.dependency_whitelist)
     return HttpBackend(transport, finder)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Reply = Callable[..., None]
 
 _MAX_RELEASED: Final = 1024
+_KILL_S: Final = 10.0
 _MAX_AT_HAND_BYTES: Final = 1 << 16
 _MAX_GONE: Final = 1000
 _WHOLE: Final = frozenset({"submit", "open_map", "extend", "delete"})
@@ -428,9 +429,19 @@ class Requests:
     # --- ending jobs --------------------------------------------------------------------------------------------------
 
     def _cancel(self, request: Request) -> None:
+        engine = self._backend.engine
         jids = None if request.content["jids"] is None else unpack_jids(request.content["jids"])
         pending = self._backend.cancel(jids, begun=request.content.get("begun", True))
-        self._answer(request, {"pending": pack_jids(pending)})
+
+        def answer() -> None:
+            codes = engine.statuses(pending)
+            left = [jid for jid, code in zip(pending, codes, strict=True) if code < DONE]
+            self._answer(request, {"pending": pack_jids(left)})
+
+        # Told before their end is on disk, a crash would start them again, and the kill would be forgotten.
+        later = pending and engine.store.durable
+        request.content["timeout_s"] = _KILL_S
+        self._hold(request, answer, (lambda action: engine.when_final(pending, action)) if later else None)
 
     def _delete(self, request: Request) -> None:
         self._backend.delete(unpack_jids(request.content["jids"]))

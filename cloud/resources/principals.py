@@ -70,7 +70,7 @@ class Workgroup:
 
     id: int  #: Never changes, and never names another one.
     name: str
-    suspended: bool  #: None of its users can sign in.
+    suspended: bool  #: None of its users can sign in, and no job begins, of a cron neither; those that run go on.
     quotas: Quotas
     created: datetime
 

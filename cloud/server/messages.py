@@ -32,7 +32,7 @@ STATUSES: Final = {
     "BackendClosed": 503,
     "BackendError": 409,
     "UnsupportedOperation": 422,
-    "StoredFileCorrupt": 500,
+    "StoredFileCorrupt": 409,
 }
 
 

@@ -61,8 +61,8 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "description": (
                 f"Messages are JSON, or `{MESSAGE_TYPE}` where bytes go with them: a u32 (little-endian), JSON of that "
-                "length whose key `blobs` lists lengths, then the blobs (`x-blobs` says what they are). The schema of such "
-                "a message is that of its JSON without `blobs`. Payloads are opaque to the server."
+                "length whose key `blobs` lists lengths, then the blobs (`x-blobs` says what they are). The schema of "
+                "such a message is that of its JSON without `blobs`. Payloads are opaque to the server."
             ),
         },
         "security": [{"key": []}],

@@ -100,4 +100,4 @@ def error_reply(
         headers: Further headers.
     """
     content = {"error": kind, "text": text, "jid": None, "hint": hint, "fields": fields or {}, "id": number}
-    return web.json_response(content, status=status, headers=headers)
+    return web.json_response(content, status=status, headers={"X-Request-Id": number, **(headers or {})})

@@ -339,7 +339,7 @@ def test_connection_info(api: ModuleType, backend_name: str, configure: Callable
     api.call(sample.nothing)
     assert api.connection_info().items() >= {"opened": True, "connection_type": kind, "num_procs": 3}.items()
     api.close()
-    assert api.connection_info() == {"opened": False, "connection_type": kind, "num_procs": 3}
+    assert api.connection_info()["opened"] is False
 
 
 @EMBEDDED_ONLY

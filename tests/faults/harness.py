@@ -151,6 +151,10 @@ class Load:
         """Outcomes that submitters saw so far."""
         return self.log.read_bytes().count(b"\nsaw ") if self.log.exists() else 0
 
+    def n_refused(self) -> int:
+        """Submissions that ended with an error so far."""
+        return self.log.read_bytes().count(b"\nrefused ") if self.log.exists() else 0
+
     def _submit(self, number: int) -> None:
         kind = number % 3
         while not self._stop.is_set():

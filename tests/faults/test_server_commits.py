@@ -13,7 +13,7 @@ import pytest
 import cloud
 from cloud.errors import JobNotFound
 from tests.faults.harness import Workgroup
-from tests.faults.jobs import expected, line, work
+from tests.faults.jobs import expected, work
 
 EXIT_AT: Final = "CLOUD_TEST_EXIT_AT_COMMIT"
 STEP: Final = 5
@@ -55,7 +55,7 @@ def check_scenario(seen: dict[str, Any], workgroup: Workgroup, witness: Path, to
     assert seen["first"] == expected(token)
     assert seen["after"] == expected(token + 2)
     assert seen["mapped"] == [expected(token + 10 + number) for number in range(6)]
-    assert seen["long"] == "killed"
+    assert seen["long"] == "killed", seen
     starts = [int(text.split()[1]) for text in witness.read_text().splitlines() if text.startswith("start")]
     assert starts.count(token + 1) <= 1, "a job ran twice that must not"
     assert seen["once"] in ("done", "error")
@@ -84,13 +84,12 @@ def dies_at(workgroup: Workgroup, point: int, witness: Path, token: int) -> bool
         watcher = threading.Thread(target=_start_again, args=(workgroup, died, over))
         watcher.start()
         try:
-            seen = scenario(witness, token)
+            check_scenario(scenario(witness, token), workgroup, witness, token)
         finally:
             over.set()
             watcher.join()
     finally:
         server.env.pop(EXIT_AT, None)
-    check_scenario(seen, workgroup, witness, token)
     return died.is_set()
 
 
@@ -112,11 +111,9 @@ def _start_again(workgroup: Workgroup, died: threading.Event, over: threading.Ev
 
 def sweep(workgroup: Workgroup, folder: Path, points: Iterator[int]) -> int:
     """Die at these points, until one is beyond the scenario's last; how many deaths."""
-    deaths = 0
-    for number, point in enumerate(points):
-        if not dies_at(workgroup, point, folder / "witness", 1 + 100 * number):
-            return deaths
-        deaths += 1
+    for n_deaths, point in enumerate(points):
+        if not dies_at(workgroup, point, folder / "witness", 1 + 100 * n_deaths):
+            return n_deaths
     raise AssertionError("the scenario has no end")
 
 

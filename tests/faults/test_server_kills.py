@@ -15,7 +15,7 @@ import pytest
 
 import cloud
 from tests.faults.harness import Load, Workgroup, check, eventually
-from tests.faults.jobs import expected, line, work
+from tests.faults.jobs import expected, work
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import cloud
 from cloud.engine.store.base import Batch
 from cloud.engine.store.sqlite import SqliteStore
-from cloud.jobs import DONE, VALUE, Environment, JobOptions, pack_outcome
+from cloud.jobs import DEFAULT_OPTIONS, DONE, VALUE, JobOptions, pack_outcome
 from cloud.serialization.functions import Function
 from tests.faults.harness import Workgroup
 from tests.faults.jobs import wait_for
@@ -78,37 +78,37 @@ def test_a_map_of_a_million(workgroup: Workgroup) -> None:
     assert found["ready_s"] < 10.0
 
 
-def store_jobs(folder: Path, n: int) -> None:
-    """Have n single jobs in a store: a tenth is unfinished and waits for the first, the rest is done."""
+def store_jobs(folder: Path, n: int, waits_for: int) -> int:
+    """Have n single jobs more in a store: a tenth waits for that job, the rest is done; the jid of the first."""
     store = SqliteStore(folder)
     function, context = Function(b"never loaded", "module.work", reusable=True), (1, b"surroundings")
-    options = JobOptions()
-    options.depends_on = [1]
+    waiting = JobOptions()
+    waiting.depends_on = [waits_for]
+    first = store.new_jids(n)
     for number in range(n):
-        unfinished = number % 10 == 0
-        chosen = options if unfinished and number else JobOptions()
-        batch = Batch(0, function, context, chosen, 0, time.time(), b"arguments", Environment("0.0", ""))
-        batch.jid0 = store.new_jids(1)
+        options = DEFAULT_OPTIONS if number % 10 else waiting
+        batch = Batch(first + number, function, context, options, 0, time.time(), b"arguments")
         store.add(batch)
-        if not unfinished:
+        if number % 10:
             outcome = pack_outcome(DONE, [(VALUE, b"value")])
             batch.states[0], batch.n_final, batch.arguments = DONE, 1, b""
             batch.add_segment(0, 1, outcome)
             store.finished(batch, 0, 1, outcome)
     store.close()
+    return first
 
 
 def measure_restart(workgroup: Workgroup, n: int) -> dict[str, float]:
     """Ready again after kill -9 with n single jobs stored; what asking takes then."""
-    assert workgroup.server.process is not None
-    workgroup.server.stop()
-    store_jobs(workgroup.server.data / "groups" / "1", n)
+    holding = cloud.call(wait_for, str(workgroup.folder / "release"), None)
+    workgroup.server.kill(group=True)
+    first = store_jobs(workgroup.store.parent, n, holding)
     workgroup.server.start()
-    found = {"ready_s": workgroup.crash()}
+    found = {"ready_s": workgroup.crash(group=True)}
     took = []
     for number in range(20):
         began = time.monotonic()
-        assert cloud.status(2 + number) == "done"
+        assert cloud.status(first + number) == ("done" if number % 10 else "waiting")
         took.append(time.monotonic() - began)
     assert workgroup.server.process is not None
     resident = psutil.Process(workgroup.server.process.pid).memory_info().rss / 1e6

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 from cloud.wire import API, MESSAGE_TYPE, OPERATIONS, RESOURCE_OPERATIONS, Operation, pack_message, unpack_message
@@ -27,6 +28,11 @@ class Reply:
     body: bytes
     content: Any
     blobs: list[bytes]
+
+
+def tuned(data: Path, *options: str, **tuning: Any) -> RunningServer:
+    """A server whose limits and patience are others than the command line can say; see `tests.server.tuned`."""
+    return RunningServer(data, *options, env={"SERVER_TUNING": json.dumps(tuning)}, module="tests.server.tuned")
 
 
 def bearer(key: int, secret: str) -> str:
@@ -119,7 +125,14 @@ def example(operation: Operation) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _of_schema(name: str, schema: dict[str, Any]) -> Any:
-    known = {"sha256": HASH, "upload": "0" * 32, "schedule": "0 0 1 1 *", "tz": "UTC", "label": "nobody", "name": "nothing"}
+    known = {
+        "sha256": HASH,
+        "upload": "0" * 32,
+        "schedule": "0 0 1 1 *",
+        "tz": "UTC",
+        "label": "nobody",
+        "name": "nothing",
+    }
     if name in known:
         return known[name]
     if "enum" in schema:

@@ -34,7 +34,9 @@ class RunningServer:
         api_key, api_secretkey: Of the first administrator; kept from the first start of the folder.
     """
 
-    def __init__(self, data: Path, *options: str, env: dict[str, str] | None = None, port: int = 0, module: str = "cloud") -> None:
+    def __init__(
+        self, data: Path, *options: str, env: dict[str, str] | None = None, port: int = 0, module: str = "cloud"
+    ) -> None:
         self.data = data
         self._options = options
         self.env = {} if env is None else env

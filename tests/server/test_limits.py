@@ -22,16 +22,12 @@ from cloud.resources.principals import Quotas
 from cloud.server.config import ServerConfig
 from cloud.server.groups import Group
 from cloud.wire import API, MAX_WAIT_S, MESSAGE_TYPE
-from tests.server.raw import Reply, ask, bearer, held_open, of_server, sent
+from tests.server.raw import Reply, ask, bearer, held_open, of_server, sent, tuned
 from tests.server.running import RunningServer
 
 HEAD = f"POST {API}/jobs/statuses HTTP/1.1\r\nHost: x\r\n"
 SUBMISSION: dict[str, Any] = {"function": "f", "reusable": False, "options": {}}
 SOON_S = 15.0
-
-
-def tuned(data: Path, *options: str, **tuning: Any) -> RunningServer:
-    return RunningServer(data, *options, env={"SERVER_TUNING": json.dumps(tuning)}, module="tests.server.tuned")
 
 
 @pytest.fixture(scope="module")
@@ -210,21 +206,25 @@ def test_polls_that_nobody_waits_for_leave_nothing_behind(tmp_path: Path) -> Non
         before = process.memory_info().rss, process.num_fds(), process.num_threads()
         for _ in range(4):
             abandon(250)
-        eventually(lambda: process.num_fds() <= before[1] + 2)
-        assert process.num_threads() <= before[2] + 2
+        # Of threads that look keys up there may be some more by now, each with its database.
+        eventually(lambda: process.num_fds() <= before[1] + 30)
+        assert process.num_threads() <= before[2] + 8
         assert process.memory_info().rss - before[0] < 8 << 20
         assert process.cpu_percent(0.5) < 50
 
 
 def test_a_thousand_polls_are_held_and_all_answered(tmp_path: Path) -> None:
-    with tuned(tmp_path / "data") as server, unfinished(server) as jid:
-        with held_open(server, poll_head(of_server(server), jid), 1000) as connections:
-            eventually(lambda: n_connections(server) >= 1000)
-            assert quick_while(server, 100) < 0.1
-            assert ask(server, "cancel", {"jids": [[jid, jid + 1]], "begun": True}).status == 200
-            for each in connections:
-                each.settimeout(SOON_S)
-                assert each.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+    with (
+        tuned(tmp_path / "data") as server,
+        unfinished(server) as jid,
+        held_open(server, poll_head(of_server(server), jid), 1000) as connections,
+    ):
+        eventually(lambda: n_connections(server) >= 1000)
+        assert quick_while(server, 100) < 0.1
+        assert ask(server, "cancel", {"jids": [[jid, jid + 1]], "begun": True}).status == 200
+        for each in connections:
+            each.settimeout(SOON_S)
+            assert each.recv(65_536).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_what_a_poll_leaves_in_the_engine(tmp_path: Path) -> None:

@@ -16,10 +16,6 @@ from cloud.wire import API, MESSAGE_TYPE, pack_message
 from tests.server.raw import TABLE, ask, bearer, example, of_server, request
 from tests.server.running import RunningServer
 
-schemathesis = pytest.importorskip("schemathesis")
-checks = pytest.importorskip("schemathesis.checks")
-openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
@@ -76,6 +72,10 @@ def test_replies_are_as_told(server: RunningServer) -> None:
 
 
 def test_schemathesis_finds_nothing(server: RunningServer) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    checks = pytest.importorskip("schemathesis.checks")
+    openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
+
     @schemathesis.serializer(MESSAGE_TYPE)
     def message(context: Any, value: Any) -> bytes:
         name = next(name for name, operation in TABLE.items() if API + operation.path == context.case.path)

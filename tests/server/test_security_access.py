@@ -234,7 +234,12 @@ def pairs_of(neighbours: Neighbours) -> list[tuple[str, dict[str, Any], dict[str
         ("cancel", {**run, "begun": True}, {**none, "begun": True}, []),
         ("delete", run, none, []),
         ("abandon", {"map": neighbours.map}, {"map": never}, []),
-        ("extend", {"map": neighbours.map, "chunks": [], "sealed": True}, {"map": never, "chunks": [], "sealed": True}, []),
+        (
+            "extend",
+            {"map": neighbours.map, "chunks": [], "sealed": True},
+            {"map": never, "chunks": [], "sealed": True},
+            [],
+        ),
     ]
     for label in ({"label": "mine"}, {"label": None}):
         rest = {"status": None, "function": None}
@@ -257,7 +262,12 @@ def pairs_of(neighbours: Neighbours) -> list[tuple[str, dict[str, Any], dict[str
         ("cron.deregister", {"label": "cron of a"}, {"label": "cron of x"}, []),
         ("cron.manual_run", {"label": "cron of a"}, {"label": "cron of x"}, []),
         ("missing_code", {"files": neighbours.code}, {"files": [["m.py", HASH, 13]]}, []),
-        ("publish_code", {"files": neighbours.code, "contents": []}, {"files": [["m.py", HASH, 13]], "contents": []}, []),
+        (
+            "publish_code",
+            {"files": neighbours.code, "contents": []},
+            {"files": [["m.py", HASH, 13]], "contents": []},
+            [],
+        ),
     ]
     commit = {"upload": neighbours.upload, "name": "n", "sha256": HASH}
     found.append(("files.commit", commit, {**commit, "upload": "0" * 32}, []))

@@ -287,7 +287,9 @@ def test_jobs_of_another_user_reach_nothing() -> None:
     scratch.chmod(0o711)
     with RunningServer(scratch / "data", "--job-users", "54000:10") as server:
         assert server.process is not None
-        paths = [str(server.data / name) for name in ("accounts.sqlite3", "pepper", "audit.log", "groups/1/jobs.sqlite3")]
+        paths = [
+            str(server.data / name) for name in ("accounts.sqlite3", "pepper", "audit.log", "groups/1/jobs.sqlite3")
+        ]
 
         def attack(paths: list[str], pid: int) -> dict[str, str]:
             import os

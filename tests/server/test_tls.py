@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 import cloud
 from cloud.errors import CloudException, ConfigurationError
+from tests.server.raw import sent, tuned
 from tests.server.running import ROOT, RunningServer
 
 
@@ -62,9 +64,9 @@ def serve(*options: str) -> str:
 
 
 def handshake(server: RunningServer, context: ssl.SSLContext) -> str | None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as plain:
-        with context.wrap_socket(plain, server_hostname="localhost") as connection:
-            return connection.version()
+    plain = socket.create_connection(("127.0.0.1", server.port), 10)
+    with plain, context.wrap_socket(plain, server_hostname="localhost") as connection:
+        return connection.version()
 
 
 def test_a_client_works_over_tls(
@@ -105,9 +107,7 @@ def test_a_client_refuses_a_certificate_that_nobody_it_trusts_has_signed(server:
         cloud.close()
 
 
-def test_a_client_refuses_a_certificate_of_another_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_refuses_a_certificate_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = made_certificate(tmp_path / "wrong", "DNS:cloud.example.test")
     monkeypatch.setenv("SSL_CERT_FILE", wrong[0])
     with RunningServer(tmp_path / "data", "--tls-cert", wrong[0], "--tls-key", wrong[1]) as server:
@@ -129,6 +129,15 @@ def test_plain_http_gets_no_answer_where_tls_is_spoken(server: RunningServer) ->
         except ConnectionError:
             pass
     assert b"HTTP/" not in found
+
+
+def test_a_handshake_may_not_stop(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    options = ("--tls-cert", certificate[0], "--tls-key", certificate[1])
+    with tuned(tmp_path / "data", *options, header_s=0.5) as server:
+        for start in (b"", b"\x16\x03\x01"):
+            began = time.monotonic()
+            assert sent(server, start, 8.0)[2]
+            assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("url", ["http://cloud.example.test:8642", "http://192.0.2.1", "http://[2001:db8::1]:8642"])
