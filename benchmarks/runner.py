@@ -38,7 +38,7 @@ def measure_all(
     repeats: int,
     most_s: float = float("inf"),
     tell: Callable[[str], None] = lambda line: None,
-    child: Sequence[str] = CHILD,
+    child: Sequence[str] = (),
 ) -> None:
     """Measure all pairs.
 
@@ -51,7 +51,7 @@ def measure_all(
         most_s: No further measurement begins after so many seconds. Peers that had to be installed give way to the
             others while the first repeats are behind this time.
         tell: Told what begins.
-        child: The program that takes one measurement.
+        child: The program that takes one measurement; `benchmarks.child` if none is named.
     """
     began = time.monotonic()
     workloads = list(workloads)
@@ -97,12 +97,12 @@ def _in_turn(systems: list[type[System]], repeat: int) -> Iterator[type[System]]
 
 
 def measure_pair(
-    code: str, name: str, folder: str, *, full: bool, limit_s: float, child: Sequence[str] = CHILD
+    code: str, name: str, folder: str, *, full: bool, limit_s: float, child: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Run one workload with one system; what the child found, or why it found nothing."""
     mark = uuid.uuid4().hex
     file, errors = Path(folder, f"{mark}.json"), Path(folder, f"{mark}.err")
-    arguments = [*child, code, name, "full" if full else "short", str(file)]
+    arguments = [*(child or CHILD), code, name, "full" if full else "short", str(file)]
     why = ""
     with errors.open("wb") as stderr:
         # Output to nowhere: what jobs print costs the same on every terminal.

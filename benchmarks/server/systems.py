@@ -131,7 +131,9 @@ class _OnRedis(ServerSystem):
             port = probe.getsockname()[1]
         folder = tempfile.mkdtemp(prefix="redis")
         self._start(
-            "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, *self.redis_options,
+            "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder,
+            # Its title would overwrite the environment, by which the runner finds what is left.
+            "--set-proc-title", "no", *self.redis_options,
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         self.url = f"redis://127.0.0.1:{port}/0"

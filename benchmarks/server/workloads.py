@@ -123,7 +123,7 @@ def mapped(system: ServerSystem, effort: Effort):
 
 @workload(
     "MM",
-    "a map over 1,000,000 items (100,000 in short runs); peak memory of the program and of the server, if all were done",
+    "a map over 1,000,000 items (100,000 in short runs); peak memory of program and server, if all were done",
     Metric("", "/s", HIGHER),
     Metric("memory", "MB", LOWER),
     Metric("server memory", "MB", LOWER),

@@ -434,14 +434,14 @@ class Requests:
         pending = self._backend.cancel(jids, begun=request.content.get("begun", True))
 
         def answer() -> None:
-            codes = engine.statuses(pending)
-            left = [jid for jid, code in zip(pending, codes, strict=True) if code < DONE]
-            self._answer(request, {"pending": pack_jids(left)})
+            self._answer(request, {"pending": pack_jids(pending)})
 
+        if not pending or not engine.store.durable:
+            answer()
+            return
         # Told before their end is on disk, a crash would start them again, and the kill would be forgotten.
-        later = pending and engine.store.durable
         request.content["timeout_s"] = _KILL_S
-        self._hold(request, answer, (lambda action: engine.when_final(pending, action)) if later else None)
+        self._hold(request, answer, lambda action: engine.when_final(pending, action))
 
     def _delete(self, request: Request) -> None:
         self._backend.delete(unpack_jids(request.content["jids"]))

@@ -175,7 +175,7 @@ class Application:
         if header is not None and header[:5].lower() == "basic" and not operation.startswith(_ACCOUNT):
             # Checking one takes 0.2 s of a core, and a program that keeps a password can lose it.
             raise auth.NotAuthenticated(
-                "user and password are for accounts only", hint="Make a key with them: cloud.account.create_key()."
+                "user and password are for accounts only", hint="Make a key with them: cloud.account.create_api_key()."
             )
         principal = self.authenticator.quick(header)
         if principal is None:

@@ -41,6 +41,26 @@ def wait_all(backend: Backend, jids: Any) -> None:
     assert backend.wait(list(jids), 30.0, stop_on_error=False) == []
 
 
+@pytest.mark.parametrize("n_bytes", [10, 1 << 20])
+def test_what_comes_with_a_wait_is_what_the_outcomes_are(api: ModuleType, backend: Backend, n_bytes: int) -> None:
+    jids = [api.call(sample.square, 3), *api.map(bytes, [n_bytes] * 3)]
+    unfinished, segments = backend.wait_outcomes(jids, 30.0, stop_on_error=True)
+    assert unfinished == []
+    if segments is None:
+        wait_all(backend, jids)
+    else:
+        assert [bytes(segment[3]) for segment in segments] == [bytes(each[3]) for each in backend.outcomes(jids)]
+    assert api.result(jids) == [9, *([bytes(n_bytes)] * 3)]
+
+
+def test_a_wait_that_ends_early_brings_no_outcomes(api: ModuleType, backend: Backend, gate: Gate) -> None:
+    jids = [api.call(sample.square, 3), api.call(gate.hold)]
+    wait_all(backend, jids[:1])
+    assert backend.wait_outcomes(jids, 0.0, stop_on_error=True) == (jids[1:], None)
+    gate.open()
+    wait_all(backend, jids)
+
+
 def test_01_jids_are_distinct_and_in_order(api: ModuleType) -> None:
     calls = [api.call(sample.square, i) for i in range(5)]
     mapped = api.map(sample.square, range(7))

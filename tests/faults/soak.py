@@ -111,7 +111,7 @@ def cuts(folder: Path, minutes: float) -> dict[str, Any]:
 
 
 def readers(folder: Path, minutes: float) -> dict[str, Any]:
-    """F12: a thousand connections read their replies slowly."""
+    """F12: a thousand connections hardly read their replies."""
     with Workgroup(folder, "--workers", "2") as workgroup:
         p99_s, resident_mb = measure_slow_readers(workgroup, 1000)
     slow = {} if p99_s < 0.1 and resident_mb < 200 else {"slow readers": [p99_s, resident_mb]}

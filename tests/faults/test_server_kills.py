@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -58,7 +60,7 @@ def test_the_server_is_killed_under_load(workgroup: Workgroup, tmp_path: Path, g
     load = Load(tmp_path).start()
     pause = threading.Event()
     ready_s = []
-    for _ in range(4):
+    for _ in range(3):
         n = load.n_seen()
         eventually(lambda n=n: load.n_seen() > n, "clients do not go on by themselves")  # type: ignore[misc]
         pause.wait(workgroup.random.uniform(0.0, 0.5))
@@ -132,3 +134,28 @@ def test_what_must_not_run_twice_is_an_error_after_a_crash(workgroup: Workgroup,
         cloud.result(jid)
     assert cloud.result(behind) == expected(4)
     assert Path(witness).read_text().count("start 3 ") == 1
+
+
+CLIENT = """
+import sys, threading
+from pathlib import Path
+import cloud
+from tests.faults.harness import Load
+
+cloud.setkey(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+Load(Path(sys.argv[4])).start()
+threading.Event().wait(60)
+"""
+
+
+def test_what_a_killed_client_was_told_is_kept(workgroup: Workgroup, tmp_path: Path) -> None:
+    server, load = workgroup.server, Load(tmp_path)
+    command = [sys.executable, "-c", CLIENT, str(server.api_key), server.api_secretkey, server.url, str(tmp_path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) as client:
+        try:
+            eventually(lambda: load.n_seen() > 10, "no job ended")
+        finally:
+            client.kill()
+    found = check(load, workgroup.store)
+    assert found.broken == {}
+    assert found.n_repeated == 0

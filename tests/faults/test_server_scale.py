@@ -19,7 +19,7 @@ from tests.faults.harness import Workgroup
 from tests.faults.jobs import wait_for
 
 N_ITEMS: Final = 1_000_000
-N_JOBS: Final = 20_000
+N_JOBS: Final = 10_000
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_passwords_are_for_accounts_only(server: RunningServer) -> None:
         if not op.startswith("account."):
             reply = ask(server, op, *example(TABLE[op]), authorization=basic)
             assert reply.status == 401
-            assert "create_key" in reply.content["hint"]
+            assert "create_api_key" in reply.content["hint"]
 
 
 def test_guesses_are_stopped_and_right_keys_are_not(tmp_path: Path) -> None:

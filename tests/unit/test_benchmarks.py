@@ -201,7 +201,9 @@ def test_children_see_nothing_of_this_shells_settings(monkeypatch: pytest.Monkey
 def test_systems_take_turns_and_what_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def measure_pair(code: str, name: str, folder: str, *, full: bool, limit_s: float) -> dict[str, object]:
+    def measure_pair(
+        code: str, name: str, folder: str, *, full: bool, limit_s: float, child: object
+    ) -> dict[str, object]:
         order.append(name)
         return {"failed": "broken"} if name == "futures" else {"figures": {"": float(len(order))}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,30 @@ def test_an_action_that_fails_does_not_stop_the_next(store: SqliteStore) -> None
 
     store.after(action)
     sure(store)
+
+
+def test_who_only_asks_is_answered_at_once_when_nothing_is_on_its_way(store: SqliteStore) -> None:
+    call(store)
+    sure(store)
+    threads: list[threading.Thread] = []
+    until = time.monotonic() + 10.0
+    # The thread that tells of the commit may be a moment behind it.
+    while not threads or threads[-1] is not threading.current_thread():
+        assert time.monotonic() < until
+        store.after(lambda error: threads.append(threading.current_thread()))
+
+
+def test_nothing_is_told_while_something_is_on_its_way(store: SqliteStore) -> None:
+    sure(store)
+    order: list[str] = []
+    done = threading.Event()
+    with store.together():
+        call(store)
+        store.after(lambda error: order.append("change"))
+        store.after(lambda error: (order.append("question"), done.set()))
+        assert order == []
+    assert done.wait(30)
+    assert order == ["change", "question"]
 
 
 def test_a_closed_store_takes_nothing(store: SqliteStore) -> None:
