@@ -40,7 +40,7 @@ bench-server: venv ## measure the speed of a server, in short
 bench-server-full: venv ## measure the speed of a server beside RQ, Celery and Ray
 	$(RUN) -m benchmarks.server --full $(ARGS)
 
-soak: venv ## break a server in every known way, for half an hour
+soak: venv ## break a server in every known way, for a quarter of an hour
 	$(RUN) -m tests.faults.soak $(ARGS)
 
 venv:

@@ -75,3 +75,18 @@ force_redirect_job_output = True
 
 # Bytes one function or argument may have when serialized. 0: no limit.
 max_transmit_data = 0
+
+# Send a server those of your own modules that your jobs import. False: it must have them.
+automatic_dependency_transfer = True
+
+# Names of the modules and packages that may be sent, separated by blanks. Empty: all of your own.
+dependency_whitelist = ""
+
+# Seconds for which a request to a server that does not answer is tried again.
+server_patience_s = 600.0
+
+# File of certificates, PEM, by which the server is known. Empty: those of the system.
+server_ca_file = ""
+
+# Allow http:// to another machine. Whoever sees the traffic can then read and change everything.
+insecure_server = False

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Reply = Callable[..., None]
 
+_MAX_REPLY_BYTES: Final = 32 << 20
 _MAX_RELEASED: Final = 1024
 _KILL_S: Final = 10.0
 _MAX_AT_HAND_BYTES: Final = 1 << 16
@@ -386,7 +387,9 @@ class Requests:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def _outcomes(self, request: Request) -> None:
-        self._answer_segments(request, self._backend.outcomes(unpack_jids(request.content["jids"])))
+        # Those that one reply should not have, whoever asks will ask for again.
+        jids = unpack_jids(request.content["jids"])
+        self._answer_segments(request, self._backend.engine.outcomes(jids, _MAX_REPLY_BYTES))
 
     def _answer_segments(self, request: Request, segments: list[Segment], **content: Any) -> None:
         content["segments"] = [segment[:3] for segment in segments]

@@ -28,7 +28,7 @@ from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
 from cloud.engine.waiting import Timer, Waiting
-from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
+from cloud.engine.waits import Wait, by_batch, runs_in, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
@@ -49,6 +49,7 @@ from cloud.jobs import (
     pack_outcome,
 )
 from cloud.serialization.functions import Function
+from cloud.serialization.shared import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -608,18 +609,26 @@ class Engine(Source):
                 codes += status_codes(batch, start, stop, running)
             return codes
 
-    def outcomes(self, jids: Jids) -> list[tuple[int, int, int, bytes]]:
-        """(first index in segment, n wanted, length of segment, packed outcome) covering final jobs, in order."""
+    def outcomes(self, jids: Jids, limit_bytes: int | None = None) -> list[tuple[int, int, int, bytes]]:
+        """(first index in segment, n wanted, length of segment, packed outcome) covering final jobs, in order.
+
+        With a limit, those of the first jobs only that together have so many bytes, and at least one.
+        """
         self._check_open()
+        n_bytes = 0
         with self.lock:
             found: list[tuple[int, int, int, bytes]] = []
             for batch, start, stop in self.store.runs(jids):
                 if batch.arguments is not None:
                     found.append((0, 1, 1, loaded(batch.segments[0][2])))
+                    if limit_bytes is not None and (n_bytes := n_bytes + size_of(found[-1][3])) > limit_bytes:
+                        return found
                     continue
                 for low, n, outcome in batch.segments_in(start, stop):
                     skip = max(0, start - low)
                     found.append((skip, min(low + n, stop) - low - skip, n, loaded(outcome)))
+                    if limit_bytes is not None and (n_bytes := n_bytes + size_of(found[-1][3])) > limit_bytes:
+                        return found
             return found
 
     def describe(self, jid: int) -> dict[str, Any]:
@@ -657,12 +666,16 @@ class Engine(Source):
                 name = batch.function.name
                 if function is not None and name != function and not name.endswith(f".{function}"):
                     continue
-                codes = status_codes(batch, 0, batch.n, running)
-                found += [
-                    batch.jid0 + index
-                    for index in range(batch.n)
-                    if (wanted is None or codes[index] in wanted) and not self.store.forgotten(batch, index)
-                ]
+                if wanted is None:
+                    runs: Iterable[tuple[int, int]] = ((0, batch.n),)
+                else:
+                    runs = runs_in(status_codes(batch, 0, batch.n, running), tuple(wanted))
+                for start, n in runs:
+                    jids = range(batch.jid0 + start, batch.jid0 + start + n)
+                    if self.store.forgets(batch):
+                        found += [jid for jid in jids if not self.store.forgotten(batch, jid - batch.jid0)]
+                    else:
+                        found += jids
             return found
 
     # --- ending jobs --------------------------------------------------------------------------------------------------

@@ -179,7 +179,9 @@ def test_slow_readers_slow_nobody_down(workgroup: Workgroup) -> None:
     assert resident_mb < 200
 
 
-@pytest.mark.xfail(strict=True, reason="each reply is whole in memory, twice, for as long as its reader takes")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="each reply is whole in memory, twice, for as long as its reader takes"
+)
 def test_slow_readers_of_large_results_do_not_fill_the_memory(workgroup: Workgroup) -> None:
     jid = cloud.call(os.urandom, 4_000_000)
     cloud.join(jid)

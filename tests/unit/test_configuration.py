@@ -53,6 +53,11 @@ SAMPLES: dict[str, tuple[str, Any, str, Any, Any, Any]] = {
     "force_serialize_logging": ("no", False, "False", False, "", None),
     "force_redirect_job_output": ("off", False, "0", False, 0.0, None),
     "max_transmit_data": ("1000000", 1_000_000, "16 * 2**20", 16 * 2**20, 1e999, -1),
+    "automatic_dependency_transfer": ("off", False, "False", False, 7, None),
+    "dependency_whitelist": ("mine yours", "mine yours", "'mine'", "mine", None, None),
+    "server_patience_s": ("30", 30.0, "60 * 2", 120.0, "long", -1),
+    "server_ca_file": ("/etc/ca.pem", "/etc/ca.pem", "'ca.pem'", "ca.pem", 1.5, None),
+    "insecure_server": ("yes", True, "True", True, "perhaps", None),
 }
 NAMES = list(SETTINGS)
 
@@ -110,6 +115,11 @@ def test_names_sections_and_defaults() -> None:
         ("Simulation", "force_serialize_logging", True),
         ("Simulation", "force_redirect_job_output", True),
         ("Transport", "max_transmit_data", 0),
+        ("Transport", "automatic_dependency_transfer", True),
+        ("Transport", "dependency_whitelist", ""),
+        ("Transport", "server_patience_s", 600.0),
+        ("Transport", "server_ca_file", ""),
+        ("Transport", "insecure_server", False),
     ]
 
 
@@ -472,7 +482,7 @@ def test_show(config: CloudConfig, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         dict.fromkeys(entry.section for entry in SETTINGS.values())
     )
     assert [line.split()[0] for line in lines if line.startswith(" ")] == NAMES
-    assert "    num_procs                  3            environment CLOUD_NUM_PROCS" in lines
+    assert ["num_procs", "3", "environment", "CLOUD_NUM_PROCS"] in [line.split() for line in lines]
 
 
 def test_the_top_level_file_is_what_write_produces(config: CloudConfig, tmp_path: Path) -> None:

@@ -390,6 +390,10 @@ class Store(ABC):
     def tally(self) -> list[int]:
         """How many final jobs are kept, by status code; 0 for the other codes. Does not look at a database."""
 
+    def forgets(self, batch: Batch) -> bool:
+        """False when surely none of its jobs was forgotten."""
+        return batch.is_map
+
     # --- changes, of which only a durable store takes note ------------------------------------------------------------
 
     def opened(self, batch: Batch) -> None:

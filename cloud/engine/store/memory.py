@@ -114,6 +114,9 @@ class MemoryStore(Store):
             if batch.jid0 < before and label in (None, batch.options.label):
                 yield batch
 
+    def forgets(self, batch: Batch) -> bool:
+        return batch.jid0 in self._deleted
+
     def forgotten(self, batch: Batch, index: int) -> bool:
         deleted = self._deleted.get(batch.jid0)
         return deleted is not None and index in deleted

@@ -251,17 +251,22 @@ class SqliteStore(Store):
                 self._note_deleted(key, found.deleted)
             yield found.batch
 
+    def forgets(self, batch: Batch) -> bool:
+        return batch.is_map and self._deleted_of(batch) is not None
+
     def forgotten(self, batch: Batch, index: int) -> bool:
         if not batch.is_map:
             return False
+        deleted = self._deleted_of(batch)
+        return deleted is not None and deleted[index] == 1
+
+    def _deleted_of(self, batch: Batch) -> bytearray | None:
         held = self._held.get(batch.key)
         if held is not None:
-            deleted = held.deleted
-        else:
-            if batch.key not in self._deleted:
-                self._note_deleted(batch.key, self._reader.add_marks({batch.key: batch}).get(batch.key))
-            deleted = self._deleted[batch.key]
-        return deleted is not None and deleted[index] == 1
+            return held.deleted
+        if batch.key not in self._deleted:
+            self._note_deleted(batch.key, self._reader.add_marks({batch.key: batch}).get(batch.key))
+        return self._deleted[batch.key]
 
     def recovered(self) -> list[tuple[Batch, list[tuple[int, int]]]]:
         # Each of these objects stays: looking through them again and again for garbage doubles the time.
