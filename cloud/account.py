@@ -46,7 +46,7 @@ def api_keys() -> list[dict[str, object]]:
 
     Returns:
         One dict per key: ``api_key`` (its number), ``api_secretkey`` (None: it is shown on creation only), ``active``
-        (bool), ``created`` (datetime, UTC), ``note`` (str), ``scopes`` (what it may do: a tuple of some of ``'submit'``,
+        (bool), ``created`` (datetime, UTC), ``note`` (str), ``scopes`` (what it may do: some of ``'submit'``,
         ``'read'``, ``'kill'``, ``'files'``, ``'cron'``, ``'admin'``), ``expires`` and ``last_used`` (datetime, UTC, or
         None), and ``revoked`` (bool; then it cannot be activated again).
 

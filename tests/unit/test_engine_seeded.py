@@ -16,7 +16,6 @@ import pytest
 
 from cloud.backends.local import LocalBackend
 from cloud.backends.requests import Requests
-from cloud.wire import pack_jids
 from cloud.engine import engine as engine_module
 from cloud.engine.engine import Engine
 from cloud.engine.executor.base import Task
@@ -39,6 +38,7 @@ from cloud.jobs import (
     Outcome,
 )
 from cloud.serialization.functions import Function
+from cloud.wire import pack_jids
 from tests.unit.fake_executor import (
     Ask,
     Body,
