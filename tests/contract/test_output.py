@@ -12,7 +12,7 @@ import pytest
 
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.conftest import EMBEDDED_ONLY, PROCESSES_ONLY
+from tests.contract.conftest import CHILDREN_ONLY, PROCESSES_ONLY
 from tests.contract.jobs import Gate, eventually
 
 
@@ -151,7 +151,7 @@ def test_what_is_written_below_python_is_captured(api: ModuleType, capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
-@EMBEDDED_ONLY
+@CHILDREN_ONLY
 def test_output_may_go_to_the_terminal(
     api: ModuleType, configure: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:

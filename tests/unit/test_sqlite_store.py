@@ -19,6 +19,7 @@ from cloud.jobs import DEFAULT_OPTIONS, DONE, ERROR, QUEUED, VALUE, Environment,
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_chunk
 from cloud.serialization.shared import attach, pack_shared, unpack_shared
+from tests.contract.jobs import eventually
 
 FUNCTION = Function(b"function", "module.work", reusable=True)
 LARGE = 100_000
