@@ -74,6 +74,8 @@ setup(
             "pytest-timeout>=2.2",
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.4",
+            # Only where everything is run.
+            "schemathesis>=4.0; python_version < '3.12'",
             "scipy>=1.11",
         ],
     },
