@@ -502,4 +502,7 @@ class Watcher:
                 watching = self._count(first, n)
             for watch in watching:
                 low, high = max(first, watch.start), min(first + n, watch.stop)
-                watch.notify(low, high - low, status)
+                try:
+                    watch.notify(low, high - low, status)
+                except errors.BackendClosed:
+                    return  # meanwhile; nobody is told any more

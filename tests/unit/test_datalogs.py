@@ -22,10 +22,10 @@ from cloud.datalogs import DataLog, _safe
 from cloud.serialization.describe import describe_function, describe_value
 from cloud.settings import Settings
 from tests import sample_functions as sf
-from tests.backends import BACKENDS, OPENERS, forget_settings
+from tests.backends import OPENERS, forget_settings
 
 KINDS = {"mp": "Multiprocessing", "simulator": "Simulation"}
-
+"""Those whose jobs end with the program, so that a report is complete when it does."""
 FACTOR = [2, 3]
 
 
@@ -67,7 +67,7 @@ class Run:
         return json.loads(found[0].read_text())
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=KINDS)
 def run(
     request: pytest.FixtureRequest, home: Path, closed_after: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Run]:
