@@ -39,13 +39,15 @@ class HttpBackend(RemoteBackend):
     Args:
         transport: To the server.
         code: Finds the program's modules, which travel with its jobs.
+        patience_s: For how long a server that does not answer is asked again.
     """
 
     name = "http"
     simulated = False
 
-    def __init__(self, transport: Transport, code: CodeFinder) -> None:
+    def __init__(self, transport: Transport, code: CodeFinder, patience_s: float) -> None:
         super().__init__()
+        self._patience_s = patience_s
         self._transport = transport
         self._code = code
         self._closed = False
@@ -63,7 +65,12 @@ class HttpBackend(RemoteBackend):
         return self._ask(op, blobs, content)
 
     def _ask(
-        self, op: str, blobs: tuple[bytes, ...], content: dict[str, Any], wait_s: float = 0.0
+        self,
+        op: str,
+        blobs: tuple[bytes, ...],
+        content: dict[str, Any],
+        wait_s: float = 0.0,
+        patience_s: float | None = None,
     ) -> tuple[dict[str, Any], list[bytes]]:
         operation = _ROUTES[op]
         get = operation.method == "GET"
@@ -73,6 +80,7 @@ class HttpBackend(RemoteBackend):
             headers={} if get else {"Content-Type": MESSAGE_TYPE},
             body=None if get else pack_message(content, [inline(blob) for blob in blobs]),
             timeout_s=_SILENT_S + wait_s,
+            patience_s=patience_s,
             # Questions have one, too: it says that asking again does no harm.
             idempotency_key=os.urandom(16).hex(),
         )
@@ -85,8 +93,16 @@ class HttpBackend(RemoteBackend):
         limit_s = content.pop("timeout_s")
         until = None if limit_s is None else time.monotonic() + limit_s
         while True:
-            wait_s = MAX_WAIT_S if until is None else min(MAX_WAIT_S, max(0.0, until - time.monotonic()))
-            answer, blobs = self._ask(op, (), {**content, "timeout_s": wait_s}, wait_s)
+            left_s = None if until is None else max(0.0, until - time.monotonic())
+            wait_s = MAX_WAIT_S if left_s is None else min(MAX_WAIT_S, left_s)
+            patience_s = None if left_s is None else min(self._patience_s, left_s)
+            try:
+                answer, blobs = self._ask(op, (), {**content, "timeout_s": wait_s}, wait_s, patience_s)
+            except BackendError as exc:
+                if not limit_s or not exc.retry or patience_s == self._patience_s:
+                    raise
+                # Nothing was heard in time: that is all that who waits for so long, and no longer, asked to know.
+                return {"unfinished": content["jids"], "segments": None, "found": [], "gone": [], "released": False}, []
             over = not answer["unfinished"] if op == "wait" else any(answer.values())
             if over or (until is not None and time.monotonic() >= until):
                 return answer, blobs
@@ -276,4 +292,4 @@ def open_http(settings: Settings, *, credentials: tuple[Any, Any, Any]) -> HttpB
         patience_s=settings.server_patience_s,
     )
     finder = _code_finder(settings.automatic_dependency_transfer, settings.dependency_whitelist)
-    return HttpBackend(transport, finder)
+    return HttpBackend(transport, finder, settings.server_patience_s)

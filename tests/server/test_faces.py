@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
@@ -12,11 +13,11 @@ from types import ModuleType
 import pytest
 
 import cloud
-from cloud.errors import JobFailed
+from cloud.errors import CloudTimeoutError, JobFailed
 from cloud.pool import Pool
 from tests import sample_functions as sample
 from tests.backends import new_credentials
-from tests.server.running import ROOT
+from tests.server.running import ROOT, RunningServer
 
 ON_A_SERVER = pytest.mark.parametrize("backend_name", ["http"], indirect=True)
 
@@ -175,3 +176,18 @@ def test_an_exception_of_the_program_s_own_comes_back_as_it_is(api: ModuleType) 
     with pytest.raises(JobFailed) as raised:
         api.result(api.call(sample.boom))
     assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_a_wait_ends_in_time_though_the_server_is_gone(home: Path, tmp_path: Path, closed_after: None) -> None:
+    with RunningServer(tmp_path / "data") as server:
+        cloud.setkey(server.api_key, server.api_secretkey, server.url)
+        jid = cloud.call(sample.sleep_then, 60)
+        server.kill(group=True)
+        began = time.monotonic()
+        with pytest.raises(CloudTimeoutError) as raised:
+            cloud.join(jid, timeout=0.5)
+        assert raised.value.jid == [jid]
+        assert time.monotonic() - began < 10
+        server.start()
+        cloud.kill(jid)
+        assert cloud.status(jid) == "killed"
