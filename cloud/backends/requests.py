@@ -6,6 +6,7 @@ What a durable store has to write is on disk before a reply tells of it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -403,6 +404,7 @@ class Requests:
         outcome, live = facts.pop("outcome", None), facts.get("live")
         blobs: list[bytes] = [] if outcome is None else [plain_outcome(outcome.raw)]
         facts["has_outcome"] = outcome is not None
+        facts["node"] = os.uname().nodename
         if live:
             blobs += [live.pop("stdout"), live.pop("stderr")]
         self._answer(request, {"facts": facts}, tuple(blobs))

@@ -113,8 +113,8 @@ def _ended(outcome: Outcome, facts: dict[str, Any], key: str) -> Any:
         "cputime.system": system_s if ran else None,
         "memory.max_usage": rss_bytes if ran else None,
         "pid": outcome.pid or None,
-        "worker": f"{os.uname().nodename}:{outcome.pid}" if outcome.pid else None,
-        "hostname": os.uname().nodename,
+        "worker": f"{_node(facts)}:{outcome.pid}" if outcome.pid else None,
+        "hostname": _node(facts),
         "profile": _profile(outcome),
         "shared_by": n_shared,
     }
@@ -129,8 +129,8 @@ def _running(live: dict[str, Any], facts: dict[str, Any], key: str, now: float) 
         "created": _moment(facts["created"]),
         "started": _moment(live.get("started", 0.0)),
         "pid": live.get("pid") or None,  # 0: started, and the engine has not been told by whom
-        "worker": f"{os.uname().nodename}:{live['pid']}" if live.get("pid") else None,
-        "hostname": os.uname().nodename,
+        "worker": f"{_node(facts)}:{live['pid']}" if live.get("pid") else None,
+        "hostname": _node(facts),
         "shared_by": 1,
     }
     return values.get(key)
@@ -147,3 +147,8 @@ def _profile(outcome: Outcome) -> Profile | None:
     except (ValueError, EOFError, TypeError) as exc:
         raise CloudException(f"the job's profile is damaged: {exc}") from exc
     return Profile(stats)
+
+
+def _node(facts: dict[str, Any]) -> str:
+    # A server tells of its own machine.
+    return str(facts.get("node") or os.uname().nodename)
