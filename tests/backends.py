@@ -46,7 +46,7 @@ def server_for_settings() -> RunningServer:
     if options not in _SERVERS:
         folder = Path(tempfile.mkdtemp(prefix="server-"))
         # Slots enough for any test; what each has is a quota of its workgroup.
-        _SERVERS[options] = RunningServer(folder / "data", "--workers", "64", *options).start()
+        _SERVERS[options] = RunningServer(folder / "data", "--workers", "64", "--idle", "2", *options).start()
     return _SERVERS[options]
 
 

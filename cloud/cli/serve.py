@@ -42,6 +42,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--output-limit", type=_bytes, default=64_000, metavar="BYTES", help="output kept of a job")
     parser.add_argument("--kill-grace", type=float, default=0.5, metavar="SECONDS", help="what a killed job has to end")
     parser.add_argument("--max-result", type=_bytes, default=0, metavar="BYTES", help="largest result (no limit)")
+    parser.add_argument(
+        "--idle", type=float, default=60.0, metavar="SECONDS", help="workers end after so long without a job (60)"
+    )
     parser.add_argument("--max-nesting", type=int, default=100, metavar="N", help="how deep jobs may submit jobs")
     parser.add_argument("--keep-days", type=float, default=0.0, metavar="DAYS", help="forget finished jobs (never)")
     parser.add_argument("--max-body", type=_bytes, default=1 << 30, metavar="BYTES", help="largest request (1G)")
@@ -87,6 +90,7 @@ def _serve(options: argparse.Namespace, output: Output) -> int:
         output_limit_bytes=options.output_limit,
         kill_grace_s=options.kill_grace,
         max_nesting=options.max_nesting,
+        idle_s=options.idle,
         max_result_bytes=options.max_result,
         retention_s=options.keep_days * 86_400.0,
         max_message_bytes=options.max_body,

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,14 @@ def test_idle_workers_and_templates_are_ended(opened: Opener) -> None:
     eventually(lambda: house.n_workers == 0, "an idle worker was kept")
     eventually(lambda: not house.template_pids(), "a template without workers was kept")
     assert house.result(house.call(os.getpid)) != first
+
+
+def test_those_that_were_used_meanwhile_are_ended_later(opened: Opener) -> None:
+    house = opened(2, idle_s=0.4)
+    pid = house.result(house.call(os.getpid))
+    time.sleep(0.2)  # half of the time after which the first look finds it used
+    assert house.result(house.call(os.getpid)) == pid
+    eventually(lambda: not house.template_pids(), "nobody looked again")
 
 
 def test_a_busy_worker_is_not_idle(opened: Opener, tmp_path: Path) -> None:

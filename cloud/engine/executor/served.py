@@ -242,7 +242,11 @@ class ServedProcesses(ProcessExecutor):
             for worker in self._workers.values():
                 if worker.pid and not worker.dead:
                     self._count(worker)
-        if self._positions is None and (self._idle or (self._templates and not self._workers)):
+        if self._positions is None:
+            self._look_again_later()
+
+    def _look_again_later(self) -> None:
+        if self._workers or self._templates:
             self._positions = {worker.number: worker.position for worker in self._idle}
             self._source.call_later(self._idle_s, self._end_unused)
 
@@ -270,6 +274,8 @@ class ServedProcesses(ProcessExecutor):
         for worker in [each for each in self._idle if positions.get(each.number) == each.position]:
             self._idle.remove(worker)
             self._retire(worker)
+        # Not at the next event: without jobs nobody waits for one, nor hears of the ends that were just asked for.
+        self._look_again_later()
 
     def close(self) -> None:
         with self._lock:
