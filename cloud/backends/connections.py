@@ -75,6 +75,9 @@ class _Reader(BufferedReader):
             raise ConnectionResetError("the connection was cut")
         return line
 
+    def flush(self) -> None:
+        pass  # there is nothing to; a reply that lets go of this later must not fail because it is closed
+
     def close(self) -> None:
         raw = self.raw
         assert isinstance(raw, _Raw)

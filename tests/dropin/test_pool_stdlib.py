@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.pool
+import os
 import time
 import unittest
 from collections.abc import Iterator
@@ -43,11 +44,18 @@ def _concrete(name: str) -> type[unittest.TestCase]:
     return type(name, (base, unittest.TestCase), {"TYPE": "processes", "Pool": staticmethod(Pool)})
 
 
+def _pid_after_a_while(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     # One for all cases: each worker has to load their module, which takes longer than most cases.
     with Pool(4) as pool:
-        pool.map(time.sleep, [0.05] * 8)
+        # Workers that start later would be taken for leaks of the test that happens to run then.
+        while len(set(pool.map(_pid_after_a_while, range(8), 1))) < 4:
+            pass
         pool.apply_async(int, callback=lambda value: None).get()
         yield pool
     pool.join()

@@ -25,6 +25,8 @@ from cloud.wire import API, MAX_WAIT_S, MESSAGE_TYPE
 from tests.server.raw import Reply, ask, bearer, held_open, of_server, sent, tuned
 from tests.server.running import RunningServer
 
+pytestmark = pytest.mark.usefixtures("closed_after")
+
 HEAD = f"POST {API}/jobs/statuses HTTP/1.1\r\nHost: x\r\n"
 SUBMISSION: dict[str, Any] = {"function": "f", "reusable": False, "options": {}}
 SOON_S = 15.0

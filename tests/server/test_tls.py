@@ -19,6 +19,8 @@ from cloud.errors import CloudException, ConfigurationError
 from tests.server.raw import sent, tuned
 from tests.server.running import ROOT, RunningServer
 
+pytestmark = pytest.mark.usefixtures("closed_after")
+
 
 def made_certificate(folder: Path, names: str) -> tuple[str, str]:
     """A self-signed certificate for these names, and its key, as paths."""
