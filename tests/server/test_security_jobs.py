@@ -22,6 +22,8 @@ from cloud.errors import CloudException, JobFailed
 from tests.server.raw import ask
 from tests.server.running import ROOT, RunningServer
 
+pytestmark = pytest.mark.usefixtures("closed_after")
+
 
 @contextlib.contextmanager
 def client_of(server: RunningServer) -> Iterator[None]:
@@ -99,7 +101,7 @@ def test_a_whole_run_without_unpickling(tmp_path: Path) -> None:
         content = {"function": "f", "reusable": True, "options": {}}
         for blobs in ([bomb, b"", b""], [b"", bomb, b""], [bomb, bomb, bomb]):
             jid = ask(server, "submit", content, blobs).content["jid"]
-            ask(server, "describe", {"jid": jid})
+            ask(server, "describe", {"jids": [[jid, jid + 1]]})
             ask(server, "outcomes", {"jids": [[jid, jid + 1]]})
     assert not witness.exists(), witness.read_text()
 
@@ -254,6 +256,7 @@ def test_a_job_inherits_nothing_of_the_server(limited: RunningServer) -> None:
             "core": resource.getrlimit(resource.RLIMIT_CORE),
             "no_new_privs": facts.get("NoNewPrivs", "").strip(),
             "group": os.getpgrp(),
+            "session": os.getsid(0),
             "cwd": os.getcwd(),
         }
 
@@ -273,6 +276,7 @@ def test_a_job_inherits_nothing_of_the_server(limited: RunningServer) -> None:
     assert seen["core"] == (0, 0)
     assert seen["no_new_privs"] == "1"
     assert seen["group"] != os.getpgid(limited.process.pid)
+    assert seen["session"] != os.getsid(limited.process.pid)
     assert "scratch" in seen["cwd"]
 
 

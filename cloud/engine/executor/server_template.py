@@ -43,7 +43,7 @@ class ServerTemplate(TemplateProcess):
         kept = fcntl.fcntl(setup.lock_fd if setup.lock_fd >= 0 else self._output, fcntl.F_DUPFD_CLOEXEC, KEPT_FD + 1)
         try:
             files = {1: self._output, 2: self._output, KEPT_FD: kept}
-            self._start([self._executable, "-P", "-s", "-c", code], dict(setup.environ), files)
+            self._start([self._executable, "-P", "-s", "-c", code], dict(setup.environ), files, own_session=True)
         except BaseException:
             self._close_output()
             raise

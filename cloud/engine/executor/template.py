@@ -13,6 +13,10 @@ from cloud.engine.descriptors import full, off_stdio
 from cloud.engine.stream import send_with
 from cloud.engine.worker.protocol import MESSAGE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CONTROL_FD = 3
 KEPT_FD = 4
 _CODE = (
@@ -37,8 +41,14 @@ class TemplateProcess:
         code = _CODE.format(root=package_root(), path=path, fd=CONTROL_FD, preload=preload)
         self._start([sys.executable, *_interpreter_flags(), "-c", code], dict(os.environ), {})
 
-    def _start(self, arguments: list[str], environ: dict[str, str], files: dict[int, int]) -> None:
-        """Start the process, with copies of our descriptors ``files`` as its own, by the number they have there."""
+    def _start(
+        self, arguments: list[str], environ: dict[str, str], files: dict[int, int], *, own_session: bool = False
+    ) -> None:
+        """Start the process, with copies of our descriptors ``files`` as its own, by the number they have there.
+
+        Without ``own_session`` it has a process group of its own in the program's session: a session of its own would
+        drop the user's nice level where the kernel groups processes by session for scheduling.
+        """
         ours, theirs = (each.detach() for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         null = -1
         try:
@@ -46,7 +56,7 @@ class TemplateProcess:
             # posix_spawn would overwrite what it is to copy, if that had one of the numbers it copies to.
             theirs = off_stdio(theirs, KEPT_FD + 1)
             null = off_stdio(os.open(os.devnull, os.O_RDWR), KEPT_FD + 1)
-            self._pid = _spawn(arguments, environ, {0: null, CONTROL_FD: theirs, **files})
+            self._pid = _spawn(arguments, environ, {0: null, CONTROL_FD: theirs, **files}, own_session=own_session)
             self._socket = socket.socket(fileno=ours)
         except BaseException:
             os.close(ours)
@@ -147,11 +157,12 @@ def package_root() -> str:
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 
-def _spawn(arguments: list[str], environ: dict[str, str], files: dict[int, int]) -> int:
+def _spawn(arguments: list[str], environ: dict[str, str], files: dict[int, int], *, own_session: bool) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in files.items()]
     # A process group of its own: Ctrl-C in the terminal is the program's business.
     # The thread that starts it may block signals; the template needs them.
-    return os.posix_spawn(arguments[0], arguments, environ, file_actions=actions, setpgroup=0, setsigmask=())
+    apart: dict[str, Any] = {"setsid": True} if own_session else {"setpgroup": 0}
+    return os.posix_spawn(arguments[0], arguments, environ, file_actions=actions, setsigmask=(), **apart)
 
 
 def _interpreter_flags() -> list[str]:

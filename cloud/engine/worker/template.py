@@ -168,8 +168,7 @@ class Template:
         self._tell(b"B", number, pid)
 
     def _become_worker(self, descriptors: list[int]) -> None:
-        # A process group, not a session: a session of its own would drop the user's nice level where the kernel
-        # groups processes by session for scheduling.
+        # A process group, not a session: see TemplateProcess._start.
         os.setpgid(0, 0)
         self._libc.die_with_parent()
         if os.getppid() != self._pid:
