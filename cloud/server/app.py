@@ -22,7 +22,7 @@ from cloud.server.beside import AccountRequests
 from cloud.server.config import ServerConfig, is_loopback
 from cloud.server.groups import Groups
 from cloud.server.guard import Guard
-from cloud.server.messages import Held, Refusal, error_status, read_message, reply
+from cloud.server.messages import Held, Refusal, error_status, read_message, reply, send
 from cloud.server.metrics import CONTENT_TYPE, Metrics
 from cloud.server.protocol import error_reply
 from cloud.wire import API, OPERATIONS, RESOURCE_OPERATIONS, Operation
@@ -41,6 +41,7 @@ _SECURITY_HEADERS: Final = {
     "Server": "cloud",
 }
 _FAILED: Final = "the server failed; its log says why under {}"
+_LARGE_BYTES: Final = 256 << 10
 _MAX_LOGGED: Final = 500
 _MAX_RUNS: Final = 8
 
@@ -75,7 +76,9 @@ class Application:
         self.draining = False
         self._n_open: Counter[int | str] = Counter()
         self._metrics = Metrics(groups.slots.n)
-        self._held = Held(max(config.max_held_bytes, config.max_message_bytes))
+        n_bytes = max(config.max_held_bytes, config.max_message_bytes)
+        self._requests = Held("requests", n_bytes, n_bytes)
+        self._replies = Held("replies", config.max_replying_bytes, config.max_replying_bytes // 2)
         self.web = web.Application(middlewares=[self._guard], client_max_size=1 << 62)
         self.web.on_response_prepare.append(_add_headers)
         for operation in (*OPERATIONS, *RESOURCE_OPERATIONS):
@@ -115,8 +118,6 @@ class Application:
             response = self._error(request, 500, _FAILED.format(request["id"]))
         finally:
             self.connections.answered(request.transport)
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request["id"]
         duration_s = time.monotonic() - began
         route = request.match_info.route.resource
         pattern = "" if route is None else route.canonical
@@ -198,8 +199,9 @@ class Application:
             principal = await self._who(request, operation.name, operation.scope)
             self._n_open[request["key"]] += 1
             try:
-                with self._held.of_request() as take:
-                    return await self._answer(request, operation, principal, take)
+                with self._requests.of_request(principal.workgroup_id) as take:
+                    answer, out = await self._answer(request, operation, principal, take)
+                return await self._reply(request, principal, answer, out)
             finally:
                 self._closed_one(request["key"])
 
@@ -207,7 +209,7 @@ class Application:
 
     async def _answer(
         self, request: web.Request, operation: Operation, principal: Principal, take: Callable[[int], None]
-    ) -> web.Response:
+    ) -> tuple[dict[str, Any], tuple[bytes, ...]]:
         content, blobs = await read_message(
             request,
             operation,
@@ -226,7 +228,18 @@ class Application:
             answer["id"] = request["id"]
         elif operation.changes and operation.name not in _PARTS:
             self._record(request, principal, operation.name, content, answer)
-        return reply(answer, out)
+        return answer, out
+
+    async def _reply(
+        self, request: web.Request, principal: Principal, answer: dict[str, Any], out: tuple[bytes, ...]
+    ) -> web.StreamResponse:
+        n_bytes = sum(map(len, out))
+        if n_bytes < _LARGE_BYTES:
+            return reply(answer, out)
+        with self._replies.of_request(principal.workgroup_id) as take:
+            # What is larger than a share goes when there is nothing else.
+            take(min(n_bytes, self._replies.share))
+            return await send(request, answer, out)
 
     def _closed_one(self, key: int | str) -> None:
         self._n_open[key] -= 1
@@ -311,3 +324,5 @@ async def _expected(request: web.Request) -> None:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_SECURITY_HEADERS)
+    if "id" in request:  # not if an Expect was refused, which is looked at first
+        response.headers["X-Request-Id"] = request["id"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from cloud.wire import MESSAGE_TYPE, OPERATIONS, RESOURCE_OPERATIONS, Operation,
 
 _SLOW_AFTER_S: Final = 10.0
 _SLOWEST_BYTES_PER_S: Final = 1024
+_SEND_BYTES: Final = 256 << 10
 _MAX_JIDS: Final = 20_000_000
 _MAX_SCATTERED: Final = 2_000_000
 """Of several runs: a run costs what its ends cost, several are a list of all."""
@@ -129,39 +131,49 @@ def _check_counts(name: str, content: dict[str, Any], n_blobs: int) -> None:
 
 
 class Held:
-    """Bytes of bodies in memory, of all requests together.
+    """Bytes in memory for as long as a request is on its way in, or its reply on its way out; of all together.
 
     Args:
+        what: Whose bytes they are, for people.
         limit: How many there may be.
+        share: How many of them for one workgroup.
 
     Attributes:
         n: How many there are.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, what: str, limit: int, share: int) -> None:
+        self.what = what
         self.limit = limit
+        self.share = share
         self.n = 0
+        self._n_of: Counter[int] = Counter()
 
     @contextmanager
-    def of_request(self) -> Iterator[Callable[[int], None]]:
+    def of_request(self, workgroup: int) -> Iterator[Callable[[int], None]]:
         """Count those of one request, until it is answered. What is called with each number raises `Refusal`."""
         mine = 0
 
         def take(n: int) -> None:
             nonlocal mine
-            if self.n + n > self.limit:
+            if self.n + n > self.limit or self._n_of[workgroup] + n > self.share:
                 raise Refusal(
                     503,
-                    f"the server holds {self.n} bytes of requests, and may hold {self.limit}",
+                    f"the server holds {self.n} bytes of {self.what}, {self._n_of[workgroup]} of them of this "
+                    f"workgroup, and may hold {self.limit} and {self.share}",
                     headers={"Retry-After": "1", "Connection": "close"},
                 )
             self.n += n
+            self._n_of[workgroup] += n
             mine += n
 
         try:
             yield take
         finally:
             self.n -= mine
+            self._n_of[workgroup] -= mine
+            if not self._n_of[workgroup]:
+                del self._n_of[workgroup]
 
 
 async def _read(request: web.Request, limit: int, take: Callable[[int], None]) -> bytes:
@@ -257,6 +269,25 @@ def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> web.Respons
         status = error_status(content) if "error" in content else 200
         return web.json_response(content, status=status)
     return web.Response(body=b"".join(pack_message(content, blobs)), content_type=MESSAGE_TYPE)
+
+
+async def send(request: web.Request, content: dict[str, Any], blobs: tuple[bytes, ...]) -> web.StreamResponse:
+    """Send a large reply piece by piece, with no second copy; returns when the last piece is on its way.
+
+    Raises:
+        ConnectionError: The client is gone, or reads too slowly.
+    """
+    pieces = pack_message(content, blobs)
+    response = web.StreamResponse()
+    response.content_type = MESSAGE_TYPE
+    response.content_length = sum(map(len, pieces))
+    await response.prepare(request)
+    for piece in pieces:
+        with memoryview(piece) as whole:
+            for start in range(0, len(whole), _SEND_BYTES):
+                await response.write(whole[start : start + _SEND_BYTES])
+    await response.write_eof()
+    return response
 
 
 def error_status(content: dict[str, Any]) -> int:
