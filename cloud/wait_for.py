@@ -107,7 +107,7 @@ def port(jid: int, port: int, protocol: str = "tcp", timeout: float | None = Non
         if code >= DONE:
             label = STATUS_LABELS[code]
             raise CloudException(f"ended ({label}) without listening on {protocol} port {port}", number, label)
-        pid = backend.describe(number).get("live", {}).get("pid") if code == PROCESSING else None
+        pid = backend.describe((number,))[0].get("live", {}).get("pid") if code == PROCESSING else None
         return _listening(pid, port, protocol) if pid else None
 
     return {"address": _wait(backend, number, look, timeout, "cloud.wait_for.port"), "port": port}
@@ -169,7 +169,7 @@ def _can_become(backend: Backend, jid: int, code: int, wanted: int) -> bool:
         return code == WAITING
     if wanted == WAITING:
         # Only the back-off before another attempt leads back there.
-        return bool(backend.describe(jid)["options"].get("retries"))
+        return bool(backend.describe((jid,))[0]["options"].get("retries"))
     return True
 
 

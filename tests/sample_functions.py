@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 import sys
 import threading
@@ -19,6 +20,11 @@ def nothing() -> None:
 def identity(value: Any) -> Any:
     """Return the argument as it arrived."""
     return value
+
+
+def random_bytes(n: int, seed: int) -> bytes:
+    """Return ``n`` bytes that no compression makes smaller, the same for the same seed."""
+    return random.Random(seed).randbytes(n)
 
 
 def square(x: Any) -> Any:

@@ -118,8 +118,8 @@ class Backend(ABC):
         """One status code a jid."""
 
     @abstractmethod
-    def describe(self, jid: int) -> dict[str, Any]:
-        """Facts about a job; see ``Engine.describe``."""
+    def describe(self, jids: Jids) -> list[dict[str, Any]]:
+        """Facts about jobs, in order; see ``Engine.describe``. An outcome may come without its value."""
 
     @abstractmethod
     def select(

@@ -145,8 +145,8 @@ class LocalBackend(Backend):
     def statuses(self, jids: Jids) -> bytearray:
         return self.engine.statuses(jids)
 
-    def describe(self, jid: int) -> dict[str, Any]:
-        return self.engine.describe(jid)
+    def describe(self, jids: Jids) -> list[dict[str, Any]]:
+        return [self.engine.describe(jid) for jid in jids]
 
     def select(
         self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None

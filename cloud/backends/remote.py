@@ -146,15 +146,18 @@ class RemoteBackend(Backend):
     def statuses(self, jids: Jids) -> bytes:
         return self.ask("statuses", jids=_pairs(jids))[1][0]
 
-    def describe(self, jid: int) -> dict[str, Any]:
-        _pairs((jid,))
-        answer, blobs = self.ask("describe", jid=jid)
-        facts: dict[str, Any] = answer["facts"]
-        if facts.pop("has_outcome"):
-            facts["outcome"] = Outcome(blobs.pop(0))
-        if blobs:
-            facts["live"]["stdout"], facts["live"]["stderr"] = blobs
-        return facts
+    def describe(self, jids: Jids) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while len(found) < len(jids):
+            # One reply has so much; what is large comes in several.
+            answer, blobs = self.ask("describe", jids=_pairs(jids[len(found) :]))
+            for facts in answer["facts"]:
+                if "outcome" in facts:
+                    facts["outcome"] = Outcome(blobs[facts["outcome"]])
+                if live := facts.get("live"):
+                    live["stdout"], live["stderr"] = blobs[live["stdout"]], blobs[live["stderr"]]
+                found.append(facts)
+        return found
 
     def select(
         self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None

@@ -16,7 +16,7 @@ from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
 from cloud.jobs import DONE, Environment, Jids, JobOptions
 from cloud.serialization.functions import Function
-from cloud.serialization.plain import plain_outcome
+from cloud.serialization.plain import plain_outcome, without_value
 from cloud.wire import pack_jids, unpack_jids
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Reply = Callable[..., None]
 
 _MAX_REPLY_BYTES: Final = 32 << 20
+_MAX_DESCRIBED: Final = 1000
 _MAX_RELEASED: Final = 1024
 _KILL_S: Final = 10.0
 _MAX_AT_HAND_BYTES: Final = 1 << 16
@@ -400,14 +401,27 @@ class Requests:
         self._answer(request, {}, (bytes(self._backend.statuses(unpack_jids(request.content["jids"]))),))
 
     def _describe(self, request: Request) -> None:
-        facts = self._backend.describe(request.content["jid"])
-        outcome, live = facts.pop("outcome", None), facts.get("live")
-        blobs: list[bytes] = [] if outcome is None else [plain_outcome(outcome.raw)]
-        facts["has_outcome"] = outcome is not None
-        facts["node"] = os.uname().nodename
-        if live:
-            blobs += [live.pop("stdout"), live.pop("stderr")]
-        self._answer(request, {"facts": facts}, tuple(blobs))
+        described: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        node, n_bytes, last = os.uname().nodename, 0, b""
+        for jid in unpack_jids(request.content["jids"])[:_MAX_DESCRIBED]:
+            (facts,) = self._backend.describe((jid,))
+            facts["node"] = node
+            if "outcome" in facts:
+                raw = facts["outcome"].raw
+                if raw is not last:  # the items of a run ended together
+                    blobs.append(without_value(raw))
+                    n_bytes, last = n_bytes + len(raw), raw
+                facts["outcome"] = len(blobs) - 1
+            if live := facts.get("live"):
+                blobs += [live["stdout"], live["stderr"]]
+                n_bytes += len(live["stdout"]) + len(live["stderr"])
+                live["stdout"], live["stderr"] = len(blobs) - 2, len(blobs) - 1
+            described.append(facts)
+            # Of what is large, the value was read, too.
+            if n_bytes > _MAX_REPLY_BYTES:
+                break
+        self._answer(request, {"facts": described}, tuple(blobs))
 
     def _select(self, request: Request) -> None:
         content = request.content

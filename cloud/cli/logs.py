@@ -35,19 +35,19 @@ def _logs(options: argparse.Namespace, output: Output) -> int:
     backend = open_cloud(options).backend
     names = [name for name in _SECTIONS if not (options.stdout or options.stderr) or getattr(options, name)]
     if output.as_json and not options.follow:
-        facts = backend.describe(jid)
+        (facts,) = backend.describe((jid,))
         texts = {name: _content(facts, name)[0].decode("utf-8", "replace") for name in names}
         output.show({"jid": jid, "status": STATUS_LABELS[facts["status"]], **texts}, "")
         return OK
     sinks = {name: _document_sink(name, output) if output.as_json else terminal(name) for name in names}
     follower = Follower(sinks, output.warn)
-    facts = backend.describe(jid)
+    (facts,) = backend.describe((jid,))
     if options.follow and "outcome" not in facts and not facts.get("live"):
         output.warn(f"job {jid} is {STATUS_LABELS[facts['status']]}: waiting for it to begin")
     follower.look(facts)
     while options.follow and "outcome" not in facts:
         backend.wait((jid,), _LOOK_S, stop_on_error=False)
-        facts = backend.describe(jid)
+        (facts,) = backend.describe((jid,))
         follower.look(facts)
     if options.follow and facts["status"] != DONE:
         status = STATUS_LABELS[facts["status"]]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _KILL_WAIT_S: Final = 10.0
 _MAX_READ_AHEAD: Final = 1024
+_DESCRIBED_AT_ONCE: Final = 1000
 
 
 class Cloud:
@@ -488,17 +489,20 @@ class Cloud:
             TypeError: ``info_requested`` is something else.
         """
         keys = keys_of(info_requested)
-        return {jid: self._info(jid, keys) for jid in jid_list(jids, "cloud.info")}
-
-    def _info(self, jid: int, keys: Any) -> dict[str, Any]:
-        backend = self._open()
+        wanted = jid_list(jids, "cloud.info")
         try:
-            return info_of(backend.describe(jid), keys, backend.now())
+            return _infos(self._open(), wanted, keys)
+        except JobNotFound:
+            return {jid: self._info(jid, keys) for jid in wanted}
+
+    def _info(self, jid: int, keys: list[str]) -> dict[str, Any]:
+        try:
+            return _infos(self._open(), (jid,), keys)[jid]
         except JobNotFound:
             for other in self._others():
                 if other.opened and other is not self:
                     with suppress(JobNotFound, BackendClosed):
-                        return info_of(other.backend.describe(jid), keys, other.backend.now())
+                        return _infos(other.backend, (jid,), keys)[jid]
             raise
 
     def find(
@@ -609,6 +613,17 @@ class Cloud:
 
 
 _DEFAULT: Final[JobOptions] = split_options({}, accept=CALL_OPTIONS)[0]
+
+
+def _infos(backend: Backend, jids: Jids, keys: list[str]) -> dict[int, dict[str, Any]]:
+    found = {}
+    # Not all at once: the facts of a job are much more than what is asked for.
+    for start in range(0, len(jids), _DESCRIBED_AT_ONCE):
+        part = jids[start : start + _DESCRIBED_AT_ONCE]
+        now = backend.now()
+        for jid, facts in zip(part, backend.describe(part), strict=True):
+            found[jid] = info_of(facts, keys, now)
+    return found
 
 
 def _wake(loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:

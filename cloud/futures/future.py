@@ -70,7 +70,7 @@ class Future(futures.Future[T], Generic[T]):
         keys = keys_of(info_requested)
         if self._backend is None:
             raise JobNotFound("this task was never submitted: it could not be pickled")
-        return info_of(self._backend.describe(self._jids[0]), keys, self._backend.now())
+        return info_of(self._backend.describe(self._jids[:1])[0], keys, self._backend.now())
 
     def running(self) -> bool:
         """True while a worker runs the task. Does not block."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from cloud.jobs import VALUE, Outcome, pack_outcome
+from cloud.jobs import PACKED, VALUE, Outcome, pack_outcome
 from cloud.serialization.shared import SharedBytes, attach, inline
 
 TYPE_CHECKING = False
@@ -36,9 +36,24 @@ def plain_outcome(raw: bytes) -> bytes:
     if not isinstance(raw, SharedBytes):
         return raw
     outcome = Outcome(raw)
-    sections = [
-        (tag, inline(attach(content, raw.segment)) if tag == VALUE else content) for tag, content in outcome.sections()
-    ]
+    return _with_sections(
+        outcome,
+        [
+            (tag, inline(attach(content, raw.segment)) if tag == VALUE else content)
+            for tag, content in outcome.sections()
+        ],
+    )
+
+
+def without_value(raw: bytes) -> bytes:
+    """All of a packed outcome but the value, or values."""
+    outcome = Outcome(raw)
+    return _with_sections(
+        outcome, [(tag, content) for tag, content in outcome.sections() if tag not in (VALUE, PACKED)]
+    )
+
+
+def _with_sections(outcome: Outcome, sections: list[tuple[int, bytes]]) -> bytes:
     user_s, system_s, rss_bytes = outcome.usage
     return pack_outcome(
         outcome.status,
@@ -52,4 +67,4 @@ def plain_outcome(raw: bytes) -> bytes:
     )
 
 
-__all__ = ["plain_chunk", "plain_outcome", "plain_payload"]
+__all__ = ["plain_chunk", "plain_outcome", "plain_payload", "without_value"]

@@ -31,7 +31,7 @@ ASKING: dict[str, Callable[[Backend, list[int]], Any]] = {
     "finals": lambda backend, jids: backend.finals(jids),
     "outcomes": lambda backend, jids: backend.outcomes(jids),
     "statuses": lambda backend, jids: backend.statuses(jids),
-    "describe": lambda backend, jids: [backend.describe(jid) for jid in jids],
+    "describe": lambda backend, jids: backend.describe(jids),
     "cancel": lambda backend, jids: backend.cancel(jids),
     "delete": lambda backend, jids: backend.delete(jids),
 }
@@ -335,7 +335,7 @@ def test_19_output_is_captured_and_never_mixed(api: ModuleType, two_slots: None,
         assert api.info(jid, ["stdout", "stderr"])[jid] == {"stdout": f"mapped {i}\n", "stderr": ""}
     [(skip, n, length, raw)] = backend.outcomes([jids[0]])
     assert (skip, n, length) == (0, 1, 1)
-    assert backend.describe(jids[0])["outcome"].section(STDOUT) == b"out 0\n"
+    assert backend.describe(jids)[0]["outcome"].section(STDOUT) == b"out 0\n"
     assert b"out 0\n" in raw
 
 

@@ -265,7 +265,7 @@ class Programs(RuleBasedStateMachine):
     def _compare(self, pair: Pair) -> None:
         for api, jids in zip(self.all, pair, strict=True):
             api.join(jids, ignore_errors=True, timeout=60)
-        ends = [[_end_of(api, jid) for jid in jids] for api, jids in zip(self.all, pair, strict=True)]
+        ends = [_ends_of(api, jids) for api, jids in zip(self.all, pair, strict=True)]
         assert ends[0] == ends[1]
         assert ends[0] == [_as_if_once(end) for end in ends[2]]
 
@@ -296,15 +296,22 @@ def _as_if_once(end: tuple[Any, ...]) -> tuple[Any, ...]:
     return status, value, {**info, "attempt": 1} if info["function"].endswith("hold") else info
 
 
-def _end_of(api: Any, jid: int) -> tuple[Any, ...]:
-    (value,) = api.result([jid], ignore_errors=True)
-    info = api.info(jid, ["stdout", "stderr", "attempt", "label", "depth", "function"])[jid]
+def _ends_of(api: Any, jids: Jids) -> list[tuple[Any, ...]]:
+    values = api.result(jids, ignore_errors=True)
+    infos = api.info(jids, ["stdout", "stderr", "attempt", "label", "depth", "function"])
+    return [
+        (status, _comparable(value, jid), infos[jid])
+        for jid, status, value in zip(jids, api.status(jids), values, strict=True)
+    ]
+
+
+def _comparable(value: Any, jid: int) -> Any:
     if isinstance(value, CloudException):
         # Whether a killed job had begun shows in its text.
         text = "" if isinstance(value, JobKilled) else _without_addresses(value.parameter)
         assert value.jid == jid
-        value = type(value), value.status, text, _chain(value.__cause__)
-    return api.status(jid), value, info
+        return type(value), value.status, text, _chain(value.__cause__)
+    return value
 
 
 def _without_addresses(text: str) -> str:

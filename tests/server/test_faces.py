@@ -14,6 +14,7 @@ import pytest
 
 import cloud
 from cloud.errors import CloudTimeoutError, JobFailed
+from cloud.jobs import DONE
 from cloud.pool import Pool
 from tests import sample_functions as sample
 from tests.backends import new_credentials
@@ -52,6 +53,26 @@ def test_a_jid_is_good_in_another_process(api: ModuleType) -> None:
 
     jid = int(program("import cloud; print(cloud.call(lambda x: x + 1, 41))"))
     assert program(f"import cloud; print(cloud.result({jid}))") == "42\n"
+
+
+@ON_A_SERVER
+def test_what_is_asked_about_a_job_brings_no_result(api: ModuleType) -> None:
+    jids = [api.call(bytes, 1_000_000), *api.map(bytes, [100] * 50)]
+    api.join(jids)
+    described = api.call.__self__.backend.describe(jids)
+    assert [facts["status"] for facts in described] == [DONE] * 51
+    assert sum(len(facts["outcome"].raw) for facts in described) < 10_000
+    assert [len(value) for value in api.result(jids)] == [1_000_000] + [100] * 50
+
+
+@ON_A_SERVER
+@pytest.mark.parametrize("n_bytes", [(256 << 10) - 100, (256 << 10) + 100, 3_000_001])
+def test_results_of_any_size_come_whole(api: ModuleType, n_bytes: int) -> None:
+    jids = api.map(sample.random_bytes, [n_bytes, n_bytes + 1], [1, 2])
+    values = api.result(jids)
+    assert values == [sample.random_bytes(n_bytes, 1), sample.random_bytes(n_bytes + 1, 2)]
+    # The connection is good for more.
+    assert api.status(jids) == ["done", "done"]
 
 
 class Program:

@@ -29,6 +29,8 @@ from cloud.wire import API
 from tests.server.raw import HASH, TABLE, ask, bearer, example, of_server, request, sent
 from tests.server.running import RunningServer
 
+pytestmark = pytest.mark.usefixtures("closed_after")
+
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")}
 EVERY = sorted(TABLE)
 
@@ -230,7 +232,7 @@ def pairs_of(neighbours: Neighbours) -> list[tuple[str, dict[str, Any], dict[str
         ("finals", {**run, **poll}, {**none, **poll}, []),
         ("outcomes", run, none, []),
         ("statuses", run, none, []),
-        ("describe", {"jid": jid}, {"jid": never}, []),
+        ("describe", run, none, []),
         ("cancel", {**run, "begun": True}, {**none, "begun": True}, []),
         ("delete", run, none, []),
         ("abandon", {"map": neighbours.map}, {"map": never}, []),
@@ -314,9 +316,9 @@ def test_lists_of_another_workgroup_are_empty(neighbours: Neighbours) -> None:
 
 def test_killing_all_kills_none_of_another_workgroup(neighbours: Neighbours) -> None:
     server = neighbours.server
-    everything = {"jids": None, "begun": True}
+    jid, everything = neighbours.jids[0], {"jids": None, "begun": True}
     assert ask(server, "cancel", everything, authorization=neighbours.b).content == {"pending": []}
-    info = ask(server, "describe", {"jid": neighbours.jids[0]}, authorization=neighbours.a).content["facts"]
+    info = ask(server, "describe", {"jids": [[jid, jid + 1]]}, authorization=neighbours.a).content["facts"]
     assert "killed" not in json.dumps(info)
 
 

@@ -199,22 +199,23 @@ def test_a_message_that_is_none(server: RunningServer, data: bytes) -> None:
 BAD_JSON = {
     "nothing": "",
     "no object": "[]",
-    "not finished": '{"jid": 1',
-    "NaN": '{"jid": NaN}',
-    "infinite": '{"jid": Infinity}',
-    "1e999": '{"jid": 1e999}',
-    "5,000 digits": '{"jid": ' + "9" * 5000 + "}",
-    "64 bits": '{"jid": 9223372036854775808}',
-    "negative": '{"jid": -1}',
-    "fraction": '{"jid": 0.5}',
-    "true": '{"jid": true}',
-    "text": '{"jid": "1"}',
-    "null": '{"jid": null}',
-    "twice": '{"jid": 1, "jid": 2}',
-    "more": '{"jid": 1, "x": 2}',
-    "deep": '{"jid": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    "deep objects": '{"jid":' * 50_000 + "1" + "}" * 50_000,
-    "half a surrogate pair": '{"jid": 1, "\\ud800": 2}',
+    "not finished": '{"jids": [[1, 2]]',
+    "NaN": '{"jids": [[NaN, 2]]}',
+    "infinite": '{"jids": [[1, Infinity]]}',
+    "1e999": '{"jids": [[1, 1e999]]}',
+    "5,000 digits": '{"jids": [[1, ' + "9" * 5000 + "]]}",
+    "64 bits": '{"jids": [[1, 9223372036854775808]]}',
+    "negative": '{"jids": [[-1, 1]]}',
+    "fraction": '{"jids": [[0.5, 1]]}',
+    "true": '{"jids": [[true, 2]]}',
+    "text": '{"jids": [["1", 2]]}',
+    "null": '{"jids": null}',
+    "one number": '{"jids": [[1]]}',
+    "twice": '{"jids": [[1, 2]], "jids": [[2, 3]]}',
+    "more": '{"jids": [[1, 2]], "x": 2}',
+    "deep": '{"jids": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep objects": '{"jids":' * 50_000 + "1" + "}" * 50_000,
+    "half a surrogate pair": '{"jids": [[1, 2]], "\\ud800": 2}',
 }
 
 
@@ -229,9 +230,9 @@ def test_json_that_is_none(server: RunningServer, name: str) -> None:
 def test_json_is_utf_8(server: RunningServer) -> None:
     headers = {"Authorization": of_server(server)}
     for coding in ("utf-16", "utf-32", "utf-8-sig"):
-        reply = request(server, "POST", f"{API}/jobs/describe", '{"jid": 1}'.encode(coding), headers)
+        reply = request(server, "POST", f"{API}/jobs/describe", '{"jids": [[1, 2]]}'.encode(coding), headers)
         assert reply.status == 400, coding
-    assert request(server, "POST", f"{API}/jobs/describe", b'{"jid": 1.0}', headers).status == 404
+    assert request(server, "POST", f"{API}/jobs/describe", b'{"jids": [[1.0, 2.0]]}', headers).status == 404
 
 
 def test_half_a_surrogate_pair_in_a_label(server: RunningServer) -> None:

@@ -22,7 +22,10 @@ from cloud.jobs import (
     ERROR_TEXT,
     FINISHED_LABELS,
     KILLED,
+    PACKED,
     STATUS_LABELS,
+    STDOUT,
+    TIMES,
     TRANSITIONS,
     VALUE,
     JobOptions,
@@ -34,6 +37,7 @@ from cloud.jobs import (
     split_options,
     unpack_value,
 )
+from cloud.serialization.plain import without_value
 from tests.unit.test_engine import RAISED, House, done
 
 WAITING, QUEUED, PROCESSING = JobStatus.WAITING, JobStatus.QUEUED, JobStatus.PROCESSING
@@ -414,3 +418,12 @@ def test_text_that_is_no_text_is_shown_as_far_as_it_goes() -> None:
     outcome = Outcome(pack_outcome(DONE, [(ERROR_TEXT, b"a\xffb")]))
     assert outcome.text(ERROR_TEXT) == "a\ufffdb"
     assert outcome.text(VALUE) is None
+
+
+def test_an_outcome_can_do_without_its_value() -> None:
+    times = {"pid": 7, "started": 5.0, "runtime_s": 0.25, "cpu_user_s": 0.125, "cpu_system_s": 0.5, "max_rss_kb": 12}
+    for value in (VALUE, PACKED):
+        whole = pack_outcome(DONE, [(STDOUT, b"out"), (value, b"x" * 1000), (TIMES, b"times")], **times)
+        assert without_value(whole) == pack_outcome(DONE, [(STDOUT, b"out"), (TIMES, b"times")], **times)
+    failed = pack_outcome(KILLED, [(ERROR_TEXT, b"text")], **times)
+    assert without_value(failed) == failed
