@@ -53,7 +53,7 @@ def server_for_settings() -> RunningServer:
 def stop_servers() -> None:
     """Stop all of them."""
     while _SERVERS:
-        _SERVERS.popitem()[1].stop()
+        _SERVERS.popitem()[1].stop(drain=False)
 
 
 def new_credentials() -> tuple[int, str, str]:

@@ -332,7 +332,7 @@ def test_random_programs_end_alike_everywhere(tmp_path: Path, closed_after: None
         run_state_machine_as_test(
             lambda: Programs(tmp_path, server),
             settings=settings(
-                max_examples=10,
+                max_examples=6,
                 stateful_step_count=20,
                 # Shrinking what starts servers would take longer than reading it.
                 phases=(Phase.explicit, Phase.reuse, Phase.generate),
