@@ -169,7 +169,7 @@ def _can_become(backend: Backend, jid: int, code: int, wanted: int) -> bool:
         return code == WAITING
     if wanted == WAITING:
         # Only the back-off before another attempt leads back there.
-        return bool(backend.describe((jid,))[0]["options"].get("retries"))
+        return bool(backend.describe((jid,))[0]["retries"])
     return True
 
 

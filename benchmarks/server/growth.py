@@ -7,6 +7,7 @@ waited for; the figures of each tenth, and how long the database takes to open a
 from __future__ import annotations
 
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -59,7 +60,8 @@ def median_ms(ask: Callable[[], Any]) -> float:
 
 
 def main(n: int) -> None:
-    """Print a line for each tenth."""
+    """Print a line for each tenth; ``n`` is rounded up to a multiple of 100,000."""
+    n = -(-n // (10 * AT_ONCE)) * 10 * AT_ONCE
     with tempfile.TemporaryDirectory() as folder:
         backend = opened(folder)
         print("      jobs  us a job  first page ms  status ms  outcome ms  MB on disk")
@@ -81,7 +83,8 @@ def main(n: int) -> None:
         backend.close()
         began = time.perf_counter()
         backend = opened(folder)
-        print(f"opened again in {time.perf_counter() - began:.2f} s")
+        resident_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        print(f"opened again in {time.perf_counter() - began:.2f} s; at most {resident_mb:.0f} MB resident")
         backend.close()
 
 

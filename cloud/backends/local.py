@@ -10,7 +10,7 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
-from cloud.jobs import Environment, Jids, JobOptions
+from cloud.jobs import Environment, Jids, JobOptions, Outcome
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 
@@ -146,7 +146,8 @@ class LocalBackend(Backend):
         return self.engine.statuses(jids)
 
     def describe(self, jids: Jids) -> list[dict[str, Any]]:
-        return [self.engine.describe(jid) for jid in jids]
+        ends: dict[int, Outcome] = {}
+        return [self.engine.describe(jid, ends) for jid in jids]
 
     def select(
         self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None

@@ -151,6 +151,8 @@ class RemoteBackend(Backend):
         while len(found) < len(jids):
             # One reply has so much; what is large comes in several.
             answer, blobs = self.ask("describe", jids=_pairs(jids[len(found) :]))
+            if not answer["facts"]:
+                raise errors.BackendError("the server told nothing of these jobs; is it one of this package?")
             for facts in answer["facts"]:
                 if "outcome" in facts:
                     facts["outcome"] = Outcome(blobs[facts["outcome"]])

@@ -14,7 +14,7 @@ from cloud.backends.base import Segment
 from cloud.backends.local import LocalBackend
 from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
-from cloud.jobs import DONE, Environment, Jids, JobOptions
+from cloud.jobs import DONE, Environment, Jids, JobOptions, Outcome
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_outcome, without_value
 from cloud.wire import pack_jids, unpack_jids
@@ -27,6 +27,7 @@ Reply = Callable[..., None]
 
 _MAX_REPLY_BYTES: Final = 32 << 20
 _MAX_DESCRIBED: Final = 1000
+_MAX_DESCRIBED_BYTES: Final = 8 << 20
 _MAX_RELEASED: Final = 1024
 _KILL_S: Final = 10.0
 _MAX_AT_HAND_BYTES: Final = 1 << 16
@@ -403,23 +404,27 @@ class Requests:
     def _describe(self, request: Request) -> None:
         described: list[dict[str, Any]] = []
         blobs: list[bytes] = []
-        node, n_bytes, last = os.uname().nodename, 0, b""
+        ends: dict[int, Outcome] = {}
+        numbers: dict[int, int] = {}
+        node, n_bytes = os.uname().nodename, 0
         for jid in unpack_jids(request.content["jids"])[:_MAX_DESCRIBED]:
-            (facts,) = self._backend.describe((jid,))
+            facts = self._backend.engine.describe(jid, ends)
             facts["node"] = node
             if "outcome" in facts:
                 raw = facts["outcome"].raw
-                if raw is not last:  # the items of a run ended together
+                first = jid - facts["index"]
+                if first not in numbers:  # the items of a run ended together
+                    numbers[first] = len(blobs)
                     blobs.append(without_value(raw))
-                    n_bytes, last = n_bytes + len(raw), raw
-                facts["outcome"] = len(blobs) - 1
+                    n_bytes += len(raw)
+                facts["outcome"] = numbers[first]
             if live := facts.get("live"):
                 blobs += [live["stdout"], live["stderr"]]
                 n_bytes += len(live["stdout"]) + len(live["stderr"])
                 live["stdout"], live["stderr"] = len(blobs) - 2, len(blobs) - 1
             described.append(facts)
             # Of what is large, the value was read, too.
-            if n_bytes > _MAX_REPLY_BYTES:
+            if n_bytes > _MAX_DESCRIBED_BYTES:
                 break
         self._answer(request, {"facts": described}, tuple(blobs))
 

@@ -490,6 +490,8 @@ class Cloud:
         """
         keys = keys_of(info_requested)
         wanted = jid_list(jids, "cloud.info")
+        if not wanted:
+            return {}
         try:
             return _infos(self._open(), wanted, keys)
         except JobNotFound:

@@ -631,8 +631,13 @@ class Engine(Source):
                         return found
             return found
 
-    def describe(self, jid: int) -> dict[str, Any]:
-        """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now."""
+    def describe(self, jid: int, ends: dict[int, Outcome] | None = None) -> dict[str, Any]:
+        """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now.
+
+        Args:
+            jid: Of the job.
+            ends: Filled with the outcome, by the first jid that shares it: what is there need not be read again.
+        """
         self._check_open()
         with self.lock:
             batch, index = self.store.locate(jid)
@@ -642,12 +647,15 @@ class Engine(Source):
                 "function": batch.function.name,
                 "created": batch.created,
                 "attempt": batch.attempt(index),
-                "options": batch.options.as_dict(),
+                "retries": batch.options.retries,
                 "depth": batch.depth,
             }
             if batch.states[index] >= DONE:
                 start, n, raw = batch.segment_at(index)
-                facts["outcome"] = Outcome(loaded(raw))
+                found = None if ends is None else ends.get(batch.jid0 + start)
+                facts["outcome"] = found = found or Outcome(loaded(raw))
+                if ends is not None:
+                    ends[batch.jid0 + start] = found
                 facts["n_shared"], facts["index"] = n, index - start
             elif facts["status"] == PROCESSING:
                 facts["live"] = self.executor.live(batch, index)

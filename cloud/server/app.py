@@ -78,7 +78,7 @@ class Application:
         self._metrics = Metrics(groups.slots.n)
         n_bytes = max(config.max_held_bytes, config.max_message_bytes)
         self._requests = Held("requests", n_bytes, n_bytes)
-        self._replies = Held("replies", config.max_replying_bytes, config.max_replying_bytes // 2)
+        self._replies = Held("replies", config.max_replying_bytes, config.max_replying_bytes // 4)
         self.web = web.Application(middlewares=[self._guard], client_max_size=1 << 62)
         self.web.on_response_prepare.append(_add_headers)
         for operation in (*OPERATIONS, *RESOURCE_OPERATIONS):
@@ -112,9 +112,14 @@ class Application:
             kind = type(exc).__name__
             response = self._told(request, exc, error_status({"error": kind, "fields": {"retry": exc.retry}}), kind)
         except (asyncio.CancelledError, ConnectionError):
+            if request.writer.output_size > 0:
+                self._log({"event": "reply_cut", "id": request["id"], "path": request.path[:_MAX_LOGGED]})
             raise
-        except Exception as exc:  # noqa: BLE001 - the client gets a number, the log all there is
+        except Exception as exc:
             self._log({"event": "failed", "id": request["id"], "exception": exc})
+            if request.writer.output_size > 0:
+                raise ConnectionError("the reply has begun: nothing else can be said on this connection") from exc
+            # The client gets a number, the log all there is.
             response = self._error(request, 500, _FAILED.format(request["id"]))
         finally:
             self.connections.answered(request.transport)
@@ -237,8 +242,8 @@ class Application:
         if n_bytes < _LARGE_BYTES:
             return reply(answer, out)
         with self._replies.of_request(principal.workgroup_id) as take:
-            # What is larger than a share goes when there is nothing else.
-            take(min(n_bytes, self._replies.share))
+            # One that is read slowly must leave room for others of its workgroup, however large it is.
+            take(min(n_bytes, self._replies.share // 8))
             return await send(request, answer, out)
 
     def _closed_one(self, key: int | str) -> None:

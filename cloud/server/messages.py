@@ -275,7 +275,7 @@ async def send(request: web.Request, content: dict[str, Any], blobs: tuple[bytes
     """Send a large reply piece by piece, with no second copy; returns when the last piece is on its way.
 
     Raises:
-        ConnectionError: The client is gone, or reads too slowly.
+        ConnectionError, asyncio.CancelledError: The client is gone, or reads too slowly.
     """
     pieces = pack_message(content, blobs)
     response = web.StreamResponse()

@@ -7,6 +7,7 @@ import platform
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from cloud.client.info import KEYS
 from cloud.errors import CloudException, JobFailed, JobNotFound
 from tests import sample_functions as sample
 from tests.contract.conftest import PROCESSES_ONLY
-from tests.contract.jobs import Gate, show
+from tests.contract.jobs import Gate, eventually, show
 
 DEFAULT = {"status", "stdout", "stderr", "runtime"}
 
@@ -204,6 +205,30 @@ def test_many_at_once(api: ModuleType) -> None:
     with pytest.raises(JobNotFound) as caught:
         api.info([*mapped, single + 1000], "status")
     assert caught.value.jid == single + 1000
+
+
+def test_final_and_running_ones_are_not_mixed_up(api: ModuleType, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    ended = api.call(sample.print_both, "of the one that ended", "its errors")
+    mapped = api.map(abs, range(3))
+    api.join([ended, *mapped])
+
+    def loud() -> None:
+        sample.print_both("so far", "its own")
+        gate.hold()
+
+    runs = api.call(loud)
+    gate.await_begun()
+    try:
+        eventually(lambda: api.info(runs, "stderr")[runs]["stderr"])
+        order = [ended, runs, mapped[0], runs, ended, mapped[2], mapped[0]]
+        together = api.info(order, ["status", "stdout", "stderr", "function"])
+        assert together == {jid: api.info(jid, ["status", "stdout", "stderr", "function"])[jid] for jid in order}
+        assert (together[ended]["stdout"], together[ended]["stderr"]) == ("of the one that ended\n", "its errors\n")
+        assert together[mapped[2]]["status"] == "done"
+    finally:
+        gate.open()
+    api.join(runs)
 
 
 def test_small_items_of_a_map_share_their_times(api: ModuleType, backend_name: str) -> None:

@@ -188,7 +188,7 @@ def test_slow_readers_of_large_results_do_not_fill_the_memory(workgroup: Workgro
     readers = slow_readers(workgroup, 150, "outcomes", jids=[[jid, jid + 1]])
     try:
         begun = Counter(each.recv(12) for each in readers)
-        # One workgroup may have half of 512 MiB on their way.
+        # One workgroup may have a quarter of 1 GiB on their way.
         assert begun[b"HTTP/1.1 200"] == 33
         assert begun[b"HTTP/1.1 503"] == 150 - 33
         assert server.memory_info().rss < 400e6

@@ -800,7 +800,7 @@ def test_describe_tells_what_is_known(house: House) -> None:
         "function": "module.work",
         "created": house.clock.now(),
         "attempt": 1,
-        "options": {"label": "a", "priority": 3},
+        "retries": 0,
         "depth": 0,
     }
     house.start(jid)
