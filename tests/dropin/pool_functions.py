@@ -19,6 +19,17 @@ def square(x: int) -> int:
     return x * x
 
 
+def pid_after_a_while(_: Any = None) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def start_all(pool: Any, n: int) -> None:
+    """See that all workers of a pool have started: later, they would be taken for leaks of the test that runs then."""
+    while len(set(pool.map(pid_after_a_while, range(2 * n), 1))) < n:
+        pass
+
+
 def describe(*args: Any, **kwargs: Any) -> str:
     return f"{args} {sorted(kwargs.items())}"
 

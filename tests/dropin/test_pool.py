@@ -42,7 +42,7 @@ def theirs() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def ours() -> Iterator[Pool]:
     with Pool(N) as pool:
-        pool.map(time.sleep, [0.05] * N)
+        fn.start_all(pool, N)
         pool.apply_async(int, callback=lambda value: None).get()
         yield pool
     pool.join()

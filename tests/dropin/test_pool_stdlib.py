@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.pool
-import os
-import time
 import unittest
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from cloud.pool import Pool
+from tests.dropin.pool_functions import start_all
 
 try:
     from test import _test_multiprocessing as theirs
@@ -44,18 +43,11 @@ def _concrete(name: str) -> type[unittest.TestCase]:
     return type(name, (base, unittest.TestCase), {"TYPE": "processes", "Pool": staticmethod(Pool)})
 
 
-def _pid_after_a_while(_: int) -> int:
-    time.sleep(0.05)
-    return os.getpid()
-
-
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     # One for all cases: each worker has to load their module, which takes longer than most cases.
     with Pool(4) as pool:
-        # Workers that start later would be taken for leaks of the test that happens to run then.
-        while len(set(pool.map(_pid_after_a_while, range(8), 1))) < 4:
-            pass
+        start_all(pool, 4)
         pool.apply_async(int, callback=lambda value: None).get()
         yield pool
     pool.join()
