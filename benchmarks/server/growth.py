@@ -11,12 +11,12 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import functions as f
+from benchmarks.pace import timed
 from cloud.backends.local import LocalBackend
 from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
@@ -51,12 +51,7 @@ def grow(backend: LocalBackend, n: int) -> int:
 
 def median_ms(ask: Callable[[], Any]) -> float:
     """How long it takes to ask, in milliseconds."""
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        ask()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1000
+    return 1000 * statistics.median(timed(ask)[0] for _ in range(20))
 
 
 def main(n: int) -> None:
@@ -66,9 +61,8 @@ def main(n: int) -> None:
         backend = opened(folder)
         print("      jobs  us a job  first page ms  status ms  outcome ms  MB on disk")
         for _ in range(10):
-            began = time.perf_counter()
-            last = grow(backend, n // 10)
-            cost_us = (time.perf_counter() - began) / (n // 10) * 1e6
+            seconds, last = timed(lambda: grow(backend, n // 10))
+            cost_us = seconds / (n // 10) * 1e6
 
             def any_job(last: int = last) -> tuple[int]:
                 return (random.randint(1, last),)
@@ -81,10 +75,9 @@ def main(n: int) -> None:
                 f"{last:>10,}{cost_us:>10.0f}{page:>15.2f}{status:>11.3f}{outcome:>12.3f}{disk_mb:>12.0f}", flush=True
             )
         backend.close()
-        began = time.perf_counter()
-        backend = opened(folder)
+        seconds, backend = timed(lambda: opened(folder))
         resident_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-        print(f"opened again in {time.perf_counter() - began:.2f} s; at most {resident_mb:.0f} MB resident")
+        print(f"opened again in {seconds:.2f} s; at most {resident_mb:.0f} MB resident")
         backend.close()
 
 

@@ -34,8 +34,7 @@ class ServerConfig:
     max_held_bytes: int = 2048 * MB
     """Of all requests that are being received or answered."""
     max_replying_bytes: int = 1024 * MB
-    """Of all large replies that are being sent; one workgroup may have a quarter of them. See ``Application._reply``
-    for how those are counted that are larger than an eighth of that."""
+    """Of all large replies that are being sent; a quarter for one workgroup. One counts as an eighth of it at most."""
     max_json_bytes: int = MB
     """Of the JSON of one request."""
     max_file_bytes: int = 1024 * 1024 * MB

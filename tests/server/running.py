@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -97,14 +96,10 @@ class RunningServer:
             self.process.kill()
             self._buried()
 
-    def stop(self, timeout_s: float = 60.0, *, drain: bool = True) -> int:
-        """SIGTERM, and wait for its end; the exit code. Without ``drain`` it does not wait for jobs that run."""
+    def stop(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, and wait for its end; the exit code."""
         assert self.process is not None
         self.process.terminate()
-        for _ in range(0 if drain else 50):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._buried(0.2)
-            self.process.terminate()
         try:
             return self._buried(timeout_s)
         except subprocess.TimeoutExpired:

@@ -401,9 +401,9 @@ def test_idle_workers_and_templates_are_ended(opened: Opener) -> None:
 
 
 def test_those_that_were_used_meanwhile_are_ended_later(opened: Opener) -> None:
-    house = opened(2, idle_s=0.4)
+    house = opened(2, idle_s=2.0)
     pid = house.result(house.call(os.getpid))
-    time.sleep(0.2)  # half of the time after which the first look finds it used
+    time.sleep(1.0)  # half of the time after which the first look finds it used
     assert house.result(house.call(os.getpid)) == pid
     eventually(lambda: not house.template_pids(), "nobody looked again")
 
