@@ -146,13 +146,17 @@ class LocalBackend(Backend):
         return self.engine.statuses(jids)
 
     def describe(self, jids: Jids) -> list[dict[str, Any]]:
+        from cloud.engine.overview import describe
+
         ends: dict[int, Outcome] = {}
-        return [self.engine.describe(jid, ends) for jid in jids]
+        return [describe(self.engine, jid, ends) for jid in jids]
 
     def select(
         self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
     ) -> list[int]:
-        return self.engine.select(label=label, status=status, function=function)
+        from cloud.engine.overview import select
+
+        return select(self.engine, label=label, status=status, function=function)
 
     def listing(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cloud.backends.base import Segment
 from cloud.backends.local import LocalBackend
+from cloud.engine.overview import describe
 from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
 from cloud.jobs import DONE, Environment, Jids, JobOptions, Outcome
@@ -408,7 +409,7 @@ class Requests:
         numbers: dict[int, int] = {}
         node, n_bytes = os.uname().nodename, 0
         for jid in unpack_jids(request.content["jids"])[:_MAX_DESCRIBED]:
-            facts = self._backend.engine.describe(jid, ends)
+            facts = describe(self._backend.engine, jid, ends)
             facts["node"] = node
             if "outcome" in facts:
                 raw = facts["outcome"].raw

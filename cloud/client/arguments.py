@@ -192,19 +192,14 @@ def _separate(
         if type(content) is SharedBytes:
             # What travels beside an item travels beside its chunk: it gets one of its own.
             if pickles:
-                yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
+                yield ch.SEPARATE_CHUNK, len(pickles), ch.join_separate(pickles)
                 pickles, size = [], 0
-            yield ch.SEPARATE_CHUNK, 1, attach(_join([content]), content.segment)
+            yield ch.SEPARATE_CHUNK, 1, attach(ch.join_separate([content]), content.segment)
             continue
         if pickles and (size + len(content) > _SEPARATE_BYTES or len(pickles) == _MAX_SEPARATE):
-            yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
+            yield ch.SEPARATE_CHUNK, len(pickles), ch.join_separate(pickles)
             pickles, size = [], 0
         pickles.append(content)
         size += len(content)
     if pickles:
-        yield ch.SEPARATE_CHUNK, len(pickles), _join(pickles)
-
-
-def _join(pickles: list[bytes]) -> bytes:
-    lengths = b"".join(len(each).to_bytes(4, "little") for each in pickles)
-    return b"".join((lengths, *pickles))
+        yield ch.SEPARATE_CHUNK, len(pickles), ch.join_separate(pickles)

@@ -54,7 +54,7 @@ RUN_HEAD: Final = struct.Struct("<QQQQIHB")
 RANGE_HEAD: Final = struct.Struct("<QQQQIHBQII")
 """As RUN_HEAD, then chunk token, index of the first item in the chunk, number of items."""
 CHUNK_HEAD: Final = struct.Struct("<QBI")
-"""Chunk token, kind, number of items; for SEPARATE the n lengths as u32 and the n pickles follow."""
+"""Chunk token, kind, number of items; the payload follows, for SEPARATE the n lengths as u32 and the n pickles."""
 OUTCOME_HEAD: Final = struct.Struct("<QBQI")
 """A whole OUTCOME frame's fixed part: length, kind, position, number of items."""
 IDENTITY_HEAD: Final = struct.Struct("<II")
@@ -71,7 +71,7 @@ PROMPT: Final = 32  #: send the outcome of an item that is not small before begi
 
 # Kinds of chunks.
 ATOMS_CHUNK: Final = 1  #: one pickle of a list of single arguments
-SEPARATE_CHUNK: Final = 2  #: one pickle an item: its tuple of arguments
+SEPARATE_CHUNK: Final = 2  #: one pickle an item: its arguments, (args, kwargs)
 TUPLES_CHUNK: Final = 3  #: one pickle of a list of tuples of atoms
 
 MAX_CHUNKS: Final = 4
@@ -103,6 +103,11 @@ def run_flags(options: JobOptions, *, reusable: bool) -> int:
     if options.fast_serialization == 2:
         flags |= FAST_PICKLE
     return flags
+
+
+def join_separate(pickles: list[bytes]) -> bytes:
+    """The payload of a SEPARATE chunk."""
+    return b"".join((struct.pack(f"<{len(pickles)}I", *map(len, pickles)), *pickles))
 
 
 def frame(kind: int, *parts: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 ::
 
-    submit ─► store.add ─► queue of its priority ◄── give_back, retries
+    submit ─► (intake) ─► store.add ─► queue of its priority ◄── give_back, retries
                                │ claim                        ▲
                                ▼                              │
                            executor ──── finish / lose ───────┘
@@ -18,25 +18,26 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 
 from cloud.engine.clock import Clock
 from cloud.engine.durability import Durability
 from cloud.engine.executor.base import Executor, Source, Task
+from cloud.engine.intake import Intake
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
 from cloud.engine.waiting import Timer, Waiting
-from cloud.engine.waits import Wait, by_batch, runs_in, runs_of, status_codes
+from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
+    DEFAULT_OPTIONS,
     DONE,
     ERROR,
     ERROR_TEXT,
     EXITCODE,
     KILLED,
-    PROCESSING,
     QUEUED,
     STALLED,
     STDERR,
@@ -82,7 +83,9 @@ class Engine(Source):
     def __init__(
         self, store: Store, executor: Executor, clock: Clock, *, max_nesting: int = 100, max_kept: int = 0
     ) -> None:
-        self.store = store
+        self._store = store
+        self._intake = Intake()
+        self._has_intake = executor.takes_many and not (store.durable or max_kept)
         self.executor = executor
         self.clock = clock
         self.lock = threading.RLock()
@@ -103,15 +106,22 @@ class Engine(Source):
         self.when_closed: list[Callable[[], None]] = []
         self.closed = False
         self.durable = Durability(self) if store.durable else None
-        self.waiting = Waiting(executor, clock, self.lock, lambda: self._unfinished > 0 or executor.busy)
+        self.waiting = Waiting(executor, clock, self.lock, lambda: self.n_unfinished > 0 or executor.busy)
         #: Held while anything here is changed, or asked for through ``Requests``.
         self.changing = Changing(self.lock, self.waiting.handlers)
         executor.bind(self)
 
     @property
+    def store(self) -> Store:
+        """Where jobs are kept, all that were submitted."""
+        if self._intake:
+            self._empty_intake()
+        return self._store
+
+    @property
     def n_unfinished(self) -> int:
         """Jobs that are not final."""
-        return self._unfinished
+        return self._unfinished + len(self._intake)
 
     @property
     def n_waiting(self) -> int:
@@ -136,21 +146,44 @@ class Engine(Source):
             UnsupportedOperation: It needs more slots than there are, or is nested too deep.
             BackendClosed: The engine is closed.
         """
-        with self.changing:
-            self._check(options, depth)
-            batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
-            self.attach(batch)
-            batch.jid0 = self.store.new_jids(1)
-            self._unfinished += 1
-            self.store.add(batch)
-            if self.durable is not None:
-                self.durable.settle_when_safe(batch)
-            else:
-                self.settle(batch)
+        jid = 0
+        if self._has_intake and options is DEFAULT_OPTIONS and environment is None:
+            jid = self._take_in(function, context, arguments, depth)
+        if not jid:
+            with self.changing:
+                self._check(options, depth)
+                batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
+                self.attach(batch)
+                batch.jid0 = jid = self.store.new_jids(1)
+                self._add(batch)
+                if self.durable is not None:
+                    self.durable.settle_when_safe(batch)
+                else:
+                    self.settle(batch)
         self._n_submits += 1
         if self._n_submits % _POLL_EVERY == 0:
             self.waiting.poll_once()
-        return batch.jid0
+        return jid
+
+    def _take_in(self, function: Function, context: tuple[int, bytes], arguments: bytes, depth: int) -> int:
+        """The jid of a call that is put aside, as nobody would begin it now; 0 if somebody would, or it must not be."""
+        with self.lock:
+            if self.executor.has_room or not Intake.takes(function, arguments):
+                return 0
+            self._check(DEFAULT_OPTIONS, depth)
+            jid = self._store.new_jids(1)
+            self._intake.put((jid, function, context, depth, self.clock.now(), arguments))
+            return jid
+
+    def _empty_intake(self) -> None:
+        with self.changing:
+            for batch in self._intake.batches(self._chunk_tokens):
+                self._add(batch)
+                self._queue.put(batch)
+
+    def _add(self, batch: Batch) -> None:
+        self._unfinished += batch.n
+        self._store.add(batch)
 
     def open_map(
         self,
@@ -171,7 +204,7 @@ class Engine(Source):
     def extend(self, batch: Batch, kind: int, n: int, payload: bytes) -> None:
         """Add a chunk of ``n`` items to an open map. They may start at once: nobody knows their jids yet."""
         with self.changing:
-            self._check_open()
+            self.check_open()
             start = batch.n
             batch.chunks.append(Chunk(next(self._chunk_tokens), start, n, kind, payload))
             batch.n += n
@@ -196,8 +229,8 @@ class Engine(Source):
                 self.store.add(batch)
                 if self.durable is not None:
                     self.durable.take_back_unless_safe(batch)
-                if self._max_kept and batch.finished:
-                    self._forget_old(batch)
+                if batch.finished:
+                    self._ended(batch)
             else:
                 self.store.delete(batch, 0, 0)
             return range(batch.jid0, batch.jid0 + batch.n)
@@ -210,12 +243,13 @@ class Engine(Source):
                 self.cancel(jids)
                 self.store.delete(batch, 0, batch.n)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise BackendClosed if the engine is closed."""
         if self.closed:
             raise BackendClosed("this cloud was closed")
 
     def _check(self, options: JobOptions, depth: int) -> None:
-        self._check_open()
+        self.check_open()
         if options.cores > self.executor.n_slots:
             raise UnsupportedOperation(
                 f"_cores={options.cores} asks for more than the {self.executor.n_slots} worker slots there are; "
@@ -301,7 +335,7 @@ class Engine(Source):
     @property
     def has_queued(self) -> bool:
         """True when something might be claimed."""
-        return not self._cancelling and not self._paused and bool(self._queue)
+        return not self._cancelling and not self._paused and (bool(self._queue) or bool(self._intake))
 
     @property
     def next_environment(self) -> Environment | None:
@@ -314,6 +348,8 @@ class Engine(Source):
         """Work for one worker; see ``Source.claim``."""
         if self._cancelling or self._paused:
             return []
+        if self._intake:
+            self._empty_intake()
         tasks = self._queue.claim(free_slots, room_s, idle=idle, environment=environment)
         return tasks if self.durable is None else self.durable.may_begin(tasks)
 
@@ -361,8 +397,8 @@ class Engine(Source):
             self._failures.append((batch, start, n))
         if batch.watches is not None:
             self._tell(batch, start, n)
-        if self._max_kept and batch.finished:
-            self._forget_old(batch)
+        if batch.n_final == batch.n and batch.sealed:
+            self._ended(batch)
 
     def _tell(self, batch: Batch, start: int, n: int) -> None:
         if self.closed:
@@ -439,7 +475,11 @@ class Engine(Source):
         # Retries are for what is known to have failed; this attempt may have done all its work.
         self.finish(batch, index, 1, outcome, may_retry=batch.options.restartable)
 
-    def _forget_old(self, batch: Batch) -> None:
+    def _ended(self, batch: Batch) -> None:
+        if batch.chunks and self.durable is None:
+            batch.chunks = []  # needed no more, and perhaps large
+        if not self._max_kept:
+            return
         self._kept.append(batch)
         while len(self._kept) > self._max_kept:
             old = self._kept.popleft()
@@ -456,7 +496,7 @@ class Engine(Source):
         Raises:
             JobNotFound: A jid is unknown; nothing was waited for.
         """
-        self._check_open()
+        self.check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         with self.lock:
             runs = self.store.runs(jids)
@@ -513,7 +553,7 @@ class Engine(Source):
 
     def finals(self, jids: Jids) -> list[tuple[int, int, int]]:
         """(first jid, n, status) of each run of these jobs that is final, in order."""
-        self._check_open()
+        self.check_open()
         with self.lock:
             return [
                 (batch.jid0 + low, n, batch.states[low])
@@ -535,7 +575,7 @@ class Engine(Source):
         Returns:
             A function that calls it off.
         """
-        self._check_open()
+        self.check_open()
         with self.changing:
             runs = self.store.runs(jids)
             left = [0]
@@ -576,7 +616,7 @@ class Engine(Source):
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
         """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones too."""
-        self._check_open()
+        self.check_open()
 
         def tell(batch: Batch, low: int, n: int) -> None:
             notify(batch.jid0 + low, n, batch.states[low])
@@ -596,7 +636,7 @@ class Engine(Source):
 
     def statuses(self, jids: Jids) -> bytearray:
         """One status code a jid, in order."""
-        self._check_open()
+        self.check_open()
         with self.lock:
             codes = bytearray()
             running: dict[int, list[tuple[int, int]]] | None = None
@@ -614,7 +654,7 @@ class Engine(Source):
 
         With a limit, those of the first jobs only that together have so many bytes, and at least one.
         """
-        self._check_open()
+        self.check_open()
         n_bytes = 0
         with self.lock:
             found: list[tuple[int, int, int, bytes]] = []
@@ -631,61 +671,6 @@ class Engine(Source):
                         return found
             return found
 
-    def describe(self, jid: int, ends: dict[int, Outcome] | None = None) -> dict[str, Any]:
-        """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now.
-
-        Args:
-            jid: Of the job.
-            ends: Filled with the outcome, by the first jid that shares it: what is there need not be read again.
-        """
-        self._check_open()
-        with self.lock:
-            batch, index = self.store.locate(jid)
-            facts: dict[str, Any] = {
-                "status": self.statuses((jid,))[0],
-                "label": batch.options.label,
-                "function": batch.function.name,
-                "created": batch.created,
-                "attempt": batch.attempt(index),
-                "retries": batch.options.retries,
-                "depth": batch.depth,
-            }
-            if batch.states[index] >= DONE:
-                start, n, raw = batch.segment_at(index)
-                found = None if ends is None else ends.get(batch.jid0 + start)
-                facts["outcome"] = found = found or Outcome(loaded(raw))
-                if ends is not None:
-                    ends[batch.jid0 + start] = found
-                facts["n_shared"], facts["index"] = n, index - start
-            elif facts["status"] == PROCESSING:
-                facts["live"] = self.executor.live(batch, index)
-            return facts
-
-    def select(
-        self, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
-    ) -> list[int]:
-        """Jids of jobs that match all that is given, in order. ``function`` matches the name or its last part."""
-        self._check_open()
-        wanted = None if status is None else frozenset(status)
-        with self.lock:
-            found: list[int] = []
-            running = by_batch(self.executor.running() if wanted is not None else ())
-            for batch in self.store.batches(label=label):
-                name = batch.function.name
-                if function is not None and name != function and not name.endswith(f".{function}"):
-                    continue
-                if wanted is None:
-                    runs: Iterable[tuple[int, int]] = ((0, batch.n),)
-                else:
-                    runs = runs_in(status_codes(batch, 0, batch.n, running), tuple(wanted))
-                for start, n in runs:
-                    jids = range(batch.jid0 + start, batch.jid0 + start + n)
-                    if self.store.forgets(batch):
-                        found += [jid for jid in jids if not self.store.forgotten(batch, jid - batch.jid0)]
-                    else:
-                        found += jids
-            return found
-
     # --- ending jobs --------------------------------------------------------------------------------------------------
 
     def cancel(self, jids: Jids | None, *, begun: bool = True) -> list[int]:
@@ -698,7 +683,7 @@ class Engine(Source):
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
         """
-        self._check_open()
+        self.check_open()
         with self.changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches(unfinished=True)]
@@ -735,7 +720,7 @@ class Engine(Source):
 
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
-        self._check_open()
+        self.check_open()
         with self.changing:
             for batch, start, stop in self.store.runs(jids):
                 self.store.delete(batch, start, stop)

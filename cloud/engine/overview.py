@@ -1,4 +1,4 @@
-"""How many jobs an engine has, and the newest of them: told without looking at all of them."""
+"""What is known of an engine's jobs: of one, of those that match, of the newest, and how many there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch, Stored, loaded
-from cloud.engine.waits import by_batch, status_codes
+from cloud.engine.waits import by_batch, runs_in, status_codes
 from cloud.jobs import DONE, OUTCOME_HEADER_BYTES, PROCESSING, QUEUED, WAITING, Outcome
 
 TYPE_CHECKING = False
@@ -33,6 +33,63 @@ def overview(engine: Engine) -> dict[str, Any]:
         }
 
 
+def describe(engine: Engine, jid: int, ends: dict[int, Outcome] | None = None) -> dict[str, Any]:
+    """What is known of a job; times in seconds since the epoch. Output of running jobs is as of now.
+
+    Args:
+        jid: Of the job.
+        ends: Filled with the outcome, by the first jid that shares it: what is there need not be read again.
+    """
+    engine.check_open()
+    with engine.lock:
+        batch, index = engine.store.locate(jid)
+        facts: dict[str, Any] = {
+            "status": engine.statuses((jid,))[0],
+            "label": batch.options.label,
+            "function": batch.function.name,
+            "created": batch.created,
+            "attempt": batch.attempt(index),
+            "retries": batch.options.retries,
+            "depth": batch.depth,
+        }
+        if batch.states[index] >= DONE:
+            start, n, raw = batch.segment_at(index)
+            found = None if ends is None else ends.get(batch.jid0 + start)
+            facts["outcome"] = found = found or Outcome(loaded(raw))
+            if ends is not None:
+                ends[batch.jid0 + start] = found
+            facts["n_shared"], facts["index"] = n, index - start
+        elif facts["status"] == PROCESSING:
+            facts["live"] = engine.executor.live(batch, index)
+        return facts
+
+
+def select(
+    engine: Engine, *, label: str | None = None, status: Iterable[int] | None = None, function: str | None = None
+) -> list[int]:
+    """Jids of jobs that match all that is given, in order. ``function`` matches the name or its last part."""
+    engine.check_open()
+    wanted = None if status is None else frozenset(status)
+    with engine.lock:
+        found: list[int] = []
+        running = by_batch(engine.executor.running() if wanted is not None else ())
+        for batch in engine.store.batches(label=label):
+            name = batch.function.name
+            if function is not None and name != function and not name.endswith(f".{function}"):
+                continue
+            if wanted is None:
+                runs: Iterable[tuple[int, int]] = ((0, batch.n),)
+            else:
+                runs = runs_in(status_codes(batch, 0, batch.n, running), tuple(wanted))
+            for start, n in runs:
+                jids = range(batch.jid0 + start, batch.jid0 + start + n)
+                if engine.store.forgets(batch):
+                    found += [jid for jid in jids if not engine.store.forgotten(batch, jid - batch.jid0)]
+                else:
+                    found += jids
+        return found
+
+
 def listing(
     engine: Engine,
     *,
@@ -47,7 +104,7 @@ def listing(
     One call looks at some thousand submissions at most, so that nobody else waits long.
 
     Args:
-        label, status, function: As for ``Engine.select``.
+        label, status, function: As for ``select``.
         before: Only jobs with smaller jids; None: all.
         limit: How many at most.
 

@@ -122,7 +122,7 @@ class Queue:
                 tasks.append(Task(batch, start, stop))
                 batch.take_free(stop)
                 spent_s += mean_s * (stop - start)
-                if not share:
+                if not share and batch.next_free() is not None:
                     return tasks  # the rest is for others
         return tasks
 

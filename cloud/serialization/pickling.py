@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
+_PICKLE: Final = pickle.PROTO[0]
+_REFERENCE: Final = pickle.STACK_GLOBAL
+"""Whatever refers to a module or to ``__main__`` has this byte: protocol 5 has no other way, but by copyreg's codes."""
+
 ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
 """Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
 
@@ -517,6 +521,8 @@ def loads(payload: Any, namespace: Namespace | None = None) -> Any:
     Args:
         payload: bytes or memoryview of ``dumps`` and ``dumps_result``, or their SharedBytes.
     """
+    if type(payload) is bytes and payload[0] == _PICKLE and _REFERENCE not in payload:
+        return pickle.loads(payload)  # it names nothing, so no namespace matters
     buffers: list[memoryview] = []
     if is_shared(payload):
         payload, buffers = unpack_shared(payload)

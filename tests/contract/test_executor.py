@@ -19,6 +19,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.base import Executor
 from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.simulated import SimulatedExecutor
+from cloud.engine.overview import describe
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.surroundings import snapshot
 from cloud.errors import BackendClosed, JobFailed, JobKilled, UnsupportedOperation
@@ -348,10 +349,10 @@ def print_and_hold(gate: Gate, text: str) -> None:
 def test_a_running_job_is_described_as_it_runs(one: House, gate: Gate) -> None:
     jid = one.call(print_and_hold, gate, "so far")
     gate.await_begun()
-    live = one.engine.describe(jid)["live"]
+    live = describe(one.engine, jid)["live"]
     assert live["pid"] > 0
     assert abs(live["started"] - one.clock.now()) < SOON_S
-    assert eventually(lambda: one.engine.describe(jid)["live"]["stdout"]) == b"so far\n"
+    assert eventually(lambda: describe(one.engine, jid)["live"]["stdout"]) == b"so far\n"
     assert live["stderr"] == b""
 
 
@@ -457,7 +458,7 @@ def test_a_failed_job_is_retried(two: House, tmp_path: Path) -> None:
     path = str(tmp_path / "notes")
     jid = two.call(fail_until, path, 3, retries=2, retry_delay_s=0.01)
     assert two.result(jid) == 3
-    assert two.engine.describe(jid)["attempt"] == 3
+    assert describe(two.engine, jid)["attempt"] == 3
     path = str(tmp_path / "more")
     assert isinstance(two.result(two.call(fail_until, path, 3, retries=1, retry_delay_s=0.0)), JobFailed)
     assert len(notes(path)) == 2

@@ -213,6 +213,8 @@ class FakeExecutor(Executor):
         trace: (time, format, values) of everything that happened.
     """
 
+    takes_many = True
+
     def __init__(
         self,
         n_slots: int,

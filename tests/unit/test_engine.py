@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.engine import overview
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch, Watch, Watches
 from cloud.engine.store.memory import JidSource, MemoryStore
@@ -159,7 +161,7 @@ def test_a_refused_submission_leaves_nothing(submit: Callable[..., Any]) -> None
     assert caught.value.jid == 17
     with pytest.raises(UnsupportedOperation, match=r"_cores=3.*2 worker slots"):
         submit(house, cores=3)
-    assert house.engine.select() == []
+    assert overview.select(house.engine) == []
     assert not house.engine.has_queued
     assert house.call() == 1
 
@@ -204,7 +206,7 @@ def test_an_abandoned_map_is_killed_and_forgotten(house: House) -> None:
     house.engine.abandon(batch)
     assert house.hand.killed == [(batch, 0)]
     assert list(batch.states) == [QUEUED, KILLED, KILLED]
-    assert house.engine.select() == []
+    assert overview.select(house.engine) == []
     house.hand.finish(batch, 0, done())
     assert list(batch.states) == [KILLED] * 3
     assert not house.engine.has_queued or not house.claimed()
@@ -212,7 +214,7 @@ def test_an_abandoned_map_is_killed_and_forgotten(house: House) -> None:
 
 def test_an_empty_open_map_is_abandoned(house: House) -> None:
     house.engine.abandon(house.open())
-    assert house.engine.select() == []
+    assert overview.select(house.engine) == []
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ def test_a_runtime_of_zero_is_known_all_the_same(house: House) -> None:
 def test_retries_wait_twice_as_long_each_time(house: House, retries: int, delay_s: float, delays: list[float]) -> None:
     jid = house.call(retries=retries, retry_delay_s=delay_s)
     for number, delay in enumerate(delays, 1):
-        assert house.engine.describe(jid)["attempt"] == number
+        assert overview.describe(house.engine, jid)["attempt"] == number
         house.run(jid, RAISED)
         assert house.status(jid) == WAITING
         if delay:
@@ -429,7 +431,7 @@ def test_a_lost_restartable_job_runs_again_twice(house: House) -> None:
     jid = house.call()
     for attempt in (1, 2):
         house.start(jid)
-        assert house.engine.describe(jid)["attempt"] == attempt
+        assert overview.describe(house.engine, jid)["attempt"] == attempt
         house.lose(jid)
         assert house.status(jid) == QUEUED
     house.start(jid)
@@ -727,7 +729,7 @@ def test_the_oldest_finished_batches_are_forgotten() -> None:
     finished = [house.call(priority=0) for _ in range(4)]
     for jid in finished:
         house.run(jid)
-    assert house.engine.select() == [unfinished, *finished[2:]]
+    assert overview.select(house.engine) == [unfinished, *finished[2:]]
     with pytest.raises(JobNotFound):
         house.status(finished[0])
 
@@ -766,14 +768,14 @@ def test_what_was_deleted_may_be_forgotten_again() -> None:
     house.engine.delete(jids)
     house.run(house.call())
     house.run(house.call())
-    assert len(house.engine.select()) == 1
+    assert len(overview.select(house.engine)) == 1
 
 
 def test_deleting_twice_in_one_call_is_deleting_once(house: House) -> None:
     jids = house.map(1)
     house.run(jids[0])
     house.engine.delete([jids[0], jids[0]])
-    assert house.engine.select() == []
+    assert overview.select(house.engine) == []
     with pytest.raises(JobNotFound):
         house.engine.delete(jids)
 
@@ -793,7 +795,7 @@ def test_statuses_show_what_runs(house: House) -> None:
 
 def test_describe_tells_what_is_known(house: House) -> None:
     jid = house.call(label="a", priority=3)
-    facts = house.engine.describe(jid)
+    facts = overview.describe(house.engine, jid)
     assert facts == {
         "status": QUEUED,
         "label": "a",
@@ -804,13 +806,13 @@ def test_describe_tells_what_is_known(house: House) -> None:
         "depth": 0,
     }
     house.start(jid)
-    facts = house.engine.describe(jid)
+    facts = overview.describe(house.engine, jid)
     assert (facts["status"], facts["live"]["stdout"]) == (PROCESSING, b"so far")
     house.finish(jid)
-    facts = house.engine.describe(jid)
+    facts = overview.describe(house.engine, jid)
     assert (facts["status"], facts["outcome"].status, facts["n_shared"]) == (DONE, DONE, 1)
     with pytest.raises(JobNotFound):
-        house.engine.describe(jid + 1)
+        overview.describe(house.engine, jid + 1)
 
 
 def test_select_matches_all_that_is_given(house: House) -> None:
@@ -820,7 +822,7 @@ def test_select_matches_all_that_is_given(house: House) -> None:
     jids = house.map(3, label="b")
     house.start(jids[1])
     house.run(first)
-    select = house.engine.select
+    select = partial(overview.select, house.engine)
     assert select() == [first, second, *jids]
     assert select(label="a") == [first, second]
     assert select(label="a", status=[DONE]) == [first]
@@ -852,7 +854,7 @@ def test_packed_runs_are_given_in_part(house: House) -> None:
         (0, 1, 4),
         (0, 2, 4),
     ]
-    assert house.engine.describe(jids[2])["n_shared"] == 4
+    assert overview.describe(house.engine, jids[2])["n_shared"] == 4
     assert house.codes(jids) == [DONE] * 4 + [ERROR, DONE]
 
 

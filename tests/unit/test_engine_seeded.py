@@ -17,8 +17,10 @@ import pytest
 from cloud.backends.local import LocalBackend
 from cloud.backends.requests import Requests
 from cloud.engine import engine as engine_module
+from cloud.engine import intake
 from cloud.engine.engine import Engine
 from cloud.engine.executor.base import Task
+from cloud.engine.overview import describe
 from cloud.engine.store.base import Batch
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.errors import JobNotFound
@@ -123,8 +125,9 @@ class RecordedBatch(Batch):
 class Ledger:
     """What was submitted, and what became of it."""
 
-    def __init__(self, store: MemoryStore) -> None:
-        self.store = store
+    engine: Engine
+
+    def __init__(self) -> None:
         self.batches: list[RecordedBatch] = []
         self.unfinished: list[RecordedBatch] = []
         self.executor: FakeExecutor
@@ -133,7 +136,7 @@ class Ledger:
 
     def dependencies_of(self, options: JobOptions) -> list[tuple[Batch, int]]:
         try:
-            runs = self.store.runs(options.depends_on)
+            runs = self.engine.store.runs(options.depends_on) if options.depends_on else []
         except JobNotFound:
             return []
         return [(batch, index) for batch, start, stop in runs for index in range(start, stop)]
@@ -156,8 +159,7 @@ class Scenario:
     def __init__(self, seed: int) -> None:
         self.rng = rng = Random(seed)
         self.clock = frozen_virtual_clock()
-        self.store = MemoryStore(JidSource())
-        self.ledger = RecordedBatch.ledger = Ledger(self.store)
+        self.ledger = RecordedBatch.ledger = Ledger()
         self.n_slots = rng.randint(1, 4)
         rough = rng.random() < 0.6
         self.p_raise = rng.choice((0.0, 0.1, 0.3))
@@ -179,8 +181,9 @@ class Scenario:
         self.ledger.executor = self.executor
         self.max_kept = rng.choice((0, 0, 0, 0, 3))
         self.engine = Engine(
-            self.store, self.executor, self.clock, max_nesting=self.max_nesting, max_kept=self.max_kept
+            MemoryStore(JidSource()), self.executor, self.clock, max_nesting=self.max_nesting, max_kept=self.max_kept
         )
+        self.ledger.engine = self.engine
         # One thread is enough here, and two would not be repeatable.
         self.engine.waiting.need_helper = lambda: None  # type: ignore[method-assign]
         self.wrap_source()
@@ -416,8 +419,9 @@ class Scenario:
         return self.functions[self.rng.choice(("tiny", "tiny", "small", "long"))]
 
     def call(self) -> None:
-        jid = self.engine.submit(self.function(), CONTEXT, b"arguments", self.options())
-        self.jids.append(jid)
+        function, options = self.function(), self.options()
+        for _ in range(self.rng.choice((1, 1, 1, 6))):
+            self.jids.append(self.engine.submit(function, CONTEXT, b"arguments", options))
 
     def map(self) -> None:
         batch = self.engine.open_map(self.function(), CONTEXT, self.options())
@@ -452,7 +456,9 @@ class Scenario:
             self.maps.append(jids)
 
     def codes(self, jids: Any) -> list[int]:
-        return [batch.states[index] for batch, start, stop in self.store.runs(jids) for index in range(start, stop)]
+        return [
+            batch.states[index] for batch, start, stop in self.engine.store.runs(jids) for index in range(start, stop)
+        ]
 
     def wait(self) -> None:
         jids = self.some_jids()
@@ -460,7 +466,7 @@ class Scenario:
             return
         timeout_s = self.rng.choice((None, 0, 0.005, 0.5, 5.0))
         on_error = self.rng.random() < 0.4
-        runs = self.store.runs(jids)
+        runs = self.engine.store.runs(jids)
         began = self.clock.monotonic()
         left = self.engine.wait(jids, timeout_s, stop_on_error=on_error)
         codes = {batch.jid0 + i: batch.states[i] for batch, start, stop in runs for i in range(start, stop)}
@@ -485,9 +491,9 @@ class Scenario:
 
     def kill_jids(self, jids: Any) -> None:
         if jids is None:
-            runs = [(batch, 0, batch.n) for batch in self.store.batches()]
+            runs = [(batch, 0, batch.n) for batch in self.engine.store.batches()]
         else:
-            runs = self.store.runs(jids)
+            runs = self.engine.store.runs(jids)
         items = [(b, i) for b, start, stop in runs for i in range(start, stop) if b.states[i] < DONE]
         self.ledger.kill_asked.update((id(batch), index) for batch, index in items)
         began = self.clock.monotonic()
@@ -524,7 +530,7 @@ class Scenario:
         self.gone.update(jids)
         for jid in jids:
             with pytest.raises(JobNotFound):
-                self.store.locate(jid)
+                self.engine.store.locate(jid)
 
     def watch(self) -> None:
         jids = self.some_jids()
@@ -542,11 +548,11 @@ class Scenario:
         running = {(id(batch), index) for batch, start, stop in runs for index in range(start, stop)}
         expected = [
             PROCESSING if code == QUEUED and (id(batch), start + at) in running else code
-            for batch, start, stop in self.store.runs(jids)
+            for batch, start, stop in self.engine.store.runs(jids)
             for at, code in enumerate(batch.states[start:stop])
         ]
         check(list(codes) == expected, "statuses are {}, not {}", list(codes), expected)
-        self.engine.describe(jids[0])
+        describe(self.engine, jids[0])
 
     def pass_time(self) -> None:
         self.engine.wait_until(lambda: False, self.rng.choice((0.001, 0.01, 0.1, 2.0)))
@@ -588,7 +594,7 @@ class Scenario:
         check(not waiting._followers and not waiting._lead_lock.locked(), "somebody waits")
         check(not self.executor.held() and not self.executor.busy, "a worker has work")
         check(self.executor.n_used == 0, "{} slots are in use", self.executor.n_used)
-        n_kept = sum(batch.finished for batch in self.store.batches())
+        n_kept = sum(batch.finished for batch in self.engine.store.batches())
         check(not self.max_kept or n_kept <= self.max_kept, "{} finished batches are kept", n_kept)
 
     def check_job(self, batch: RecordedBatch, index: int) -> None:
@@ -654,7 +660,7 @@ class Promise:
     def __init__(self, scenario: Scenario, jids: Any, *, called_off: bool) -> None:
         self.scenario = scenario
         self.items = [
-            (batch, index) for batch, start, stop in scenario.store.runs(jids) for index in range(start, stop)
+            (batch, index) for batch, start, stop in scenario.engine.store.runs(jids) for index in range(start, stop)
         ]
         self.jids = list(jids)
         self.statuses = {jid: batch.states for jid, (batch, _) in zip(self.jids, self.items, strict=True)}
@@ -727,6 +733,7 @@ def trace_of(scenario: Scenario) -> str:
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "Batch", RecordedBatch)
+    monkeypatch.setattr(intake, "Batch", RecordedBatch)
 
 
 @pytest.mark.parametrize("block", range(N_BLOCKS))

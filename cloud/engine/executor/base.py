@@ -123,6 +123,9 @@ class Executor(ABC):
     #: True when a worker is to be given one call, or one whole chunk of a map, at a time.
     whole_chunks: bool = False
 
+    #: True when calls made one after the other may come to it as items of one batch.
+    takes_many: bool = False
+
     @abstractmethod
     def bind(self, source: Source) -> None:
         """Connect to the engine; called once, before anything else."""
@@ -202,6 +205,11 @@ class Executor(ABC):
     @abstractmethod
     def n_slots(self) -> int:
         """Worker slots."""
+
+    @property
+    def has_room(self) -> bool:
+        """True when a job that is queued now would be claimed at once."""
+        return self.n_used < self.n_slots
 
     @property
     def n_used(self) -> int:

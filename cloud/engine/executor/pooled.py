@@ -53,6 +53,7 @@ class PooledProcesses(ProcessExecutor):
         self._leaving: dict[int, Any] = {}
         self._dismissed = False
         self.whole_chunks = max_tasks > 0
+        self.takes_many = not self.whole_chunks
         if inherited is not None:
             self._template = self._listen_to(self._start_template())
 

@@ -71,6 +71,8 @@ class ProcessExecutor(Executor):
         preload: Modules that the template imports once it is idle, for workers forked from then on.
     """
 
+    takes_many = True
+
     def __init__(
         self,
         n_slots: int,
@@ -132,6 +134,10 @@ class ProcessExecutor(Executor):
     @property
     def n_slots(self) -> int:
         return self._n_slots
+
+    @property
+    def has_room(self) -> bool:
+        return self._used < self._n_slots
 
     @property
     def n_used(self) -> int:

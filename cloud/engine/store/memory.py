@@ -61,22 +61,24 @@ class MemoryStore(Store):
     def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
         if type(jids) is range and jids.step == 1:
             return list(self._contiguous(jids.start, jids.stop))
-        found = []
-        calls = self._calls
+        found: list[tuple[Batch, int, int]] = []
+        start = stop = 0
         for jid in jids:
-            batch = calls.get(jid)
-            if batch is not None:
-                found.append((batch, 0, 1))
-            else:
-                batch, index = self.locate(jid)
-                if found and found[-1][0] is batch and found[-1][2] == index:
-                    found[-1] = (batch, found[-1][1], index + 1)
-                else:
-                    found.append((batch, index, index + 1))
+            if jid != stop:
+                found += self._contiguous(start, stop)
+                start = jid
+            stop = jid + 1
+        found += self._contiguous(start, stop)
         return found
 
     def _contiguous(self, jid: int, end: int) -> Iterator[tuple[Batch, int, int]]:
+        calls = self._calls
         while jid < end:
+            call = calls.get(jid)
+            if call is not None:
+                yield call, 0, 1
+                jid += 1
+                continue
             batch, index = self.locate(jid)
             stop = min(batch.n, index + end - jid)
             deleted = self._deleted.get(batch.jid0)

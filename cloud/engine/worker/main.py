@@ -242,14 +242,12 @@ class Worker:
 
     def _on_range(self, body: Any) -> None:
         position, jid, token, context, _, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
-        extras: dict[str, str] = {}
-        if flags & ch.EXTRAS:
-            extras = pickling.loads(body[ch.RANGE_HEAD.size + 4 :])
+        extras: dict[str, str] = pickling.loads(body[ch.RANGE_HEAD.size + 4 :]) if flags & ch.EXTRAS else {}
         kind, items = self._chunks[chunk]
         self.depth = depth
         self._jid_offset = jid - position
         small = not flags & (ch.PROFILE_FLAG | ch.DELIVER | ch.FAST_PICKLE)
-        if not small or kind == ch.SEPARATE_CHUNK:
+        if not small:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         try:
@@ -258,7 +256,7 @@ class Worker:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         part = items[first : first + n] if first or n < len(items) else items
-        self._many(function, part, position, spread=kind == ch.TUPLES_CHUNK, prompt=bool(flags & ch.PROMPT))
+        self._many(function, kind, part, position, prompt=bool(flags & ch.PROMPT))
 
     def _one_by_one(
         self,
@@ -292,21 +290,28 @@ class Worker:
             self._run(load, position + index, flags)
 
     def _many(
-        self, function: Callable[..., Any], items: Sequence[Any], position: int, *, spread: bool, prompt: bool
+        self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, *, prompt: bool
     ) -> None:
         """Run items with as little as possible between them; those whose values are immutable share a record."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
+        loads, namespace = pickling.loads, self.namespace
+        single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
         keep = self._items.values.append
         last = self._items.begin(position)
         flush_at = last + _FLUSH_S
-        here = position
-        for item in items:
+        for here, item in enumerate(items, position):
             slots[current] = here
             if here >= slots[limit]:
                 break
             try:
-                value = function(*item) if spread else function(item)
+                if single:
+                    value = function(item)
+                elif tuples:
+                    value = function(*item)
+                else:
+                    args, kwargs = loads(item, namespace)
+                    value = function(*args, **kwargs)
             except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
                 ended: tuple[Any, BaseException | None] = None, exc
                 now = clock()
@@ -317,11 +322,10 @@ class Worker:
                     if small or self._items.keep_times(here, last, now):
                         keep(value)
                         last = now if small else clock()
-                        here += 1
                         if now > flush_at or (prompt and not small):
                             self._pack_items(now)
                             self._flush()
-                            last = self._items.begin(here)
+                            last = self._items.begin(here + 1)
                             flush_at = last + _FLUSH_S
                         continue
                 ended = value, None
@@ -329,7 +333,7 @@ class Worker:
             self._pack_items(last, take_output=False)
             outcome = pack_ended(
                 ended,
-                Call(_no_load, self.namespace),
+                Call(_no_load, namespace),
                 (self.pid, time.time() - (now - last), now - last, *self._items.usage_of_last(last)),
                 self._items.output_of_last,
                 self.settings["max_transmit_bytes"],
@@ -340,8 +344,7 @@ class Worker:
             if prompt or now > flush_at:
                 self._flush()
                 flush_at = now + _FLUSH_S
-            here += 1
-            last = self._items.begin(here)
+            last = self._items.begin(here + 1)
         self._pack_items(last)
 
     def _pack_items(self, ended: float, *, take_output: bool = True) -> None:

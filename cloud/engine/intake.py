@@ -1,0 +1,79 @@
+"""Calls that were taken and are not yet jobs of a batch: those made one after the other become one batch together.
+
+A batch costs more than a small job does. While every worker has work, nobody needs the next call at once: it waits
+here, and whoever next looks at the store or the queue makes batches of all that wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from cloud.engine.channel import SEPARATE_CHUNK, join_separate
+from cloud.engine.store.base import Batch, Chunk
+from cloud.jobs import DEFAULT_OPTIONS
+from cloud.serialization.functions import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, TypeAlias
+
+_MAX_TOGETHER: Final = 64
+_MAX_BYTES: Final = 1 << 10
+"""Of the arguments of a call that may share a chunk: a worker that gets some of a chunk gets all of its bytes."""
+
+_TOGETHER_S: Final = 0.001
+"""The jobs of a batch have one time of creation."""
+
+Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], int, float, bytes]"
+"""jid, function, context, depth, created, arguments."""
+
+
+class Intake:
+    """Calls in the order of their jids. One that a signal handler makes amid another may come before it."""
+
+    def __init__(self) -> None:
+        self._taken: deque[Taken] = deque()
+        #: All of a call at once: whatever interrupts the caller finds it whole, or not at all.
+        self.put = self._taken.append
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    @staticmethod
+    def takes(function: Function, arguments: bytes) -> bool:
+        """Whether a call may share a batch: loading its function once serves all, and it is small."""
+        return function.reusable and type(arguments) is bytes and len(arguments) <= _MAX_BYTES
+
+    def batches(self, tokens: Iterator[int]) -> Iterator[Batch]:
+        """What has been taken, as batches with jids.
+
+        Args:
+            tokens: For their chunks.
+        """
+        taken = self._taken
+        while taken:
+            jid, function, context, depth, created, arguments = taken.popleft()
+            together = [arguments]
+            while taken and len(together) < _MAX_TOGETHER:
+                other = taken[0]
+                if (
+                    other[0] != jid + len(together)
+                    or other[1] is not function
+                    or other[2][0] != context[0]
+                    or other[3] != depth
+                    or other[4] - created > _TOGETHER_S
+                ):
+                    break
+                together.append(taken.popleft()[5])
+            n = len(together)
+            if n == 1:
+                yield Batch(jid, function, context, DEFAULT_OPTIONS, depth, created, arguments)
+                continue
+            batch = Batch(jid, function, context, DEFAULT_OPTIONS, depth, created, None)
+            batch.chunks.append(Chunk(next(tokens), 0, n, SEPARATE_CHUNK, join_separate(together)))
+            batch.n = n
+            batch.states = bytearray(b"\x01") * n
+            batch.put_free(0, n)
+            batch.sealed = True
+            yield batch

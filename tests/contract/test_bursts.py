@@ -1,0 +1,103 @@
+"""Many calls at once, which an engine may take together: each stays a job of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cloud.errors import JobFailed, JobKilled, JobNotFound
+from tests import sample_functions as sample
+from tests.contract import jobs
+from tests.contract.jobs import Gate, eventually, notes
+
+N = 200
+
+
+def several(index: int, extra: Any = None) -> Any:
+    """Does something else for each of some indexes."""
+    if index % 20 == 3:
+        raise ValueError(f"job {index} fails")
+    if index % 20 == 5:
+        print(f"job {index} prints")
+    if index % 20 == 7:
+        return [index]
+    return index
+
+
+def test_each_has_its_own_value_error_and_output(api: ModuleType) -> None:
+    jids = [api.call(several, index) for index in range(N)]
+    assert jids == sorted(set(jids))
+    results = api.result(jids, ignore_errors=True)
+    for index, (jid, result) in enumerate(zip(jids, results, strict=True)):
+        if index % 20 == 3:
+            assert isinstance(result, JobFailed)
+            assert result.jid == jid
+            assert repr(result.__cause__) == f"ValueError('job {index} fails')"
+        else:
+            assert result == ([index] if index % 20 == 7 else index)
+    assert api.status(jids) == ["error" if index % 20 == 3 else "done" for index in range(N)]
+    printed = api.info(jids, ["stdout"])
+    assert {jid: facts["stdout"] for jid, facts in printed.items() if facts["stdout"]} == {
+        jids[index]: f"job {index} prints\n" for index in range(N) if index % 20 == 5
+    }
+
+
+def test_results_come_in_the_order_asked(api: ModuleType) -> None:
+    jids = [api.call(sample.square, index) for index in range(N)]
+    assert api.result(jids[::-7]) == [index**2 for index in range(N)][::-7]
+    assert [api.result(jid) for jid in jids[:5]] == [0, 1, 4, 9, 16]
+    assert api.result([jids[3], jids[3], jids[1]]) == [9, 9, 1]
+
+
+def test_keyword_arguments_and_mutable_ones_stay_apart(api: ModuleType) -> None:
+    shared: list[int] = []
+    jids = []
+    for index in range(50):
+        shared.append(index)
+        jids.append(api.call(jobs.append, values=shared, value="end"))
+    assert api.result(jids) == [[*range(index + 1), "end"] for index in range(50)]
+
+
+def test_functions_alternate(api: ModuleType) -> None:
+    jids = [api.call(sample.square if index % 3 else sample.identity, index) for index in range(60)]
+    assert api.result(jids) == [index**2 if index % 3 else index for index in range(60)]
+
+
+def test_one_of_them_can_be_killed_before_it_begins(api: ModuleType, tmp_path: Path) -> None:
+    gate, path = Gate(tmp_path), str(tmp_path / "notes")
+    held = [api.call(gate.hold) for _ in range(8)]
+    jids = [api.call(jobs.note, path, str(index)) for index in range(30)]
+    api.kill(jids[4])
+    gate.open()
+    api.join(held)
+    api.join(jids, ignore_errors=True)
+    assert isinstance(api.result(jids[4], ignore_errors=True), JobKilled)
+    assert sorted(map(int, notes(path))) == [index for index in range(30) if index != 4]
+
+
+def test_one_of_them_can_be_deleted(api: ModuleType) -> None:
+    jids = [api.call(sample.identity, index) for index in range(30)]
+    api.join(jids)
+    api.delete(jids[7])
+    with pytest.raises(JobNotFound):
+        api.result(jids[7])
+    with pytest.raises(JobNotFound):
+        api.result(jids)
+    assert api.result(jids[8:]) == list(range(8, 30))
+    api.delete([*jids[:7], *jids[8:]])
+    with pytest.raises(JobNotFound):
+        api.status(jids[8])
+
+
+def test_callbacks_of_later_calls_and_dependants_follow_them(api: ModuleType) -> None:
+    jids = [api.call(sample.identity, index) for index in range(30)]
+    last = api.call(partial(sample.identity, "last"), _depends_on=jids)
+    told: list[int] = []
+    watched = api.call(sample.identity, 1, _callback=told.append)
+    assert api.result(last) == "last"
+    assert eventually(lambda: told) == [watched]
+    assert api.status(jids) == ["done"] * 30

@@ -1,0 +1,176 @@
+"""Calls that wait to become a batch: what they may share, and that nobody sees the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from cloud.engine.engine import Engine
+from cloud.engine.intake import Intake
+from cloud.engine.overview import select
+from cloud.engine.store.base import Batch
+from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.errors import BackendClosed, JobNotFound
+from cloud.jobs import DEFAULT_OPTIONS, JobOptions
+from cloud.serialization.functions import Function
+from cloud.serialization.shared import Segment, SharedBytes, attach, memory_file
+from tests.unit.fake_executor import Body, FakeExecutor, Sleep, frozen_virtual_clock
+
+HERE = 1, b""
+THERE = 2, b""
+WORK = Function(b"", "module.work", reusable=True)
+OTHER = Function(b"", "module.other", reusable=True)
+FRESH = Function(b"", "module.fresh")
+
+
+def sizes(intake: Intake) -> list[int]:
+    return [batch.n for batch in intake.batches(count(1))]
+
+
+def taken(jid: int, function: Function = WORK, context: Any = HERE, depth: int = 0, at: float = 0.0) -> Any:
+    return jid, function, context, depth, at, b"%d" % jid
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([taken(1), taken(2), taken(3)], [3]),
+        ([taken(1), taken(3)], [1, 1]),
+        ([taken(2), taken(1), taken(3)], [1, 1, 1]),
+        ([taken(1), taken(2, OTHER), taken(3, OTHER)], [1, 2]),
+        ([taken(1), taken(2, context=THERE)], [1, 1]),
+        ([taken(1), taken(2, depth=1)], [1, 1]),
+        ([taken(1), taken(2, at=0.0005), taken(3, at=0.5), taken(4, at=0.5)], [2, 2]),
+        ([taken(jid) for jid in range(1, 131)], [64, 64, 2]),
+    ],
+)
+def test_only_what_is_alike_and_adjoins_shares_a_batch(calls: list[Any], expected: list[int]) -> None:
+    intake = Intake()
+    for call in calls:
+        intake.put(call)
+    assert len(intake) == len(calls)
+    assert sizes(intake) == expected
+    assert not intake
+
+
+def test_a_batch_has_everything_of_its_calls() -> None:
+    intake = Intake()
+    for jid in (7, 8, 9):
+        intake.put(taken(jid, depth=2, at=3.0))
+    (batch,) = intake.batches(count(5))
+    assert (batch.jid0, batch.n, batch.depth, batch.created, batch.context) == (7, 3, 2, 3.0, HERE)
+    assert batch.function is WORK
+    assert batch.options is DEFAULT_OPTIONS
+    assert bytes(batch.states) == b"\x01\x01\x01"
+    assert batch.next_free() == (0, 3)
+    assert batch.sealed
+    assert not batch.finished
+    (chunk,) = batch.chunks
+    assert (chunk.token, chunk.start, chunk.n) == (5, 0, 3)
+    assert chunk.payload == b"\x01\0\0\0" * 3 + b"789"
+
+
+def test_a_single_call_stays_one() -> None:
+    intake = Intake()
+    intake.put(taken(7))
+    (batch,) = intake.batches(count(5))
+    assert not batch.is_map
+    assert batch.arguments == b"7"
+
+
+def test_large_ones_and_those_that_need_their_function_anew_are_not_taken() -> None:
+    assert Intake.takes(WORK, b"small")
+    assert not Intake.takes(FRESH, b"small")
+    assert not Intake.takes(WORK, bytes(100_000))
+    shared = attach(b"small", Segment(memory_file(), 0))
+    assert type(shared) is SharedBytes
+    assert not Intake.takes(WORK, shared)
+
+
+class Burst:
+    """An engine with one busy slot, and calls that wait behind its job."""
+
+    def __init__(self, n: int, **settings: Any) -> None:
+        def body(batch: Batch, index: int, attempt: int) -> Body:
+            yield Sleep(0.001)
+
+        from random import Random
+
+        clock = frozen_virtual_clock()
+        self.engine = Engine(
+            MemoryStore(JidSource()), FakeExecutor(1, clock, Random(1), body), clock, max_nesting=3, **settings
+        )
+        self.engine.waiting.need_helper = lambda: None  # type: ignore[method-assign]
+        self.first = self.call()
+        self.jids = [self.call() for _ in range(n)]
+
+    def call(self, depth: int = 0, options: JobOptions = DEFAULT_OPTIONS) -> int:
+        return self.engine.submit(WORK, HERE, b"arguments", options, depth)
+
+    @property
+    def batches(self) -> list[Batch]:
+        return list(self.engine.store.batches())
+
+
+@pytest.fixture
+def burst() -> Iterator[Burst]:
+    made = Burst(5)
+    yield made
+    made.engine.close()
+
+
+def test_calls_behind_a_busy_worker_become_one_batch(burst: Burst) -> None:
+    assert burst.jids == [2, 3, 4, 5, 6]
+    assert burst.engine.n_unfinished == 6
+    assert [batch.n for batch in burst.batches] == [1, 5]
+    assert burst.engine.n_unfinished == 6
+    assert burst.engine.wait(burst.jids, None) == []
+    assert burst.engine.n_unfinished == 0
+
+
+def test_whoever_looks_finds_them(burst: Burst) -> None:
+    assert bytes(burst.engine.statuses(burst.jids)) == b"\x01" * 5
+    burst.call()
+    assert select(burst.engine) == [1, 2, 3, 4, 5, 6, 7]
+    burst.call()
+    burst.engine.cancel((8,))
+    burst.engine.cancel(burst.jids[1:3])
+    assert burst.engine.wait(range(1, 9), None) == []
+    burst.engine.delete((burst.jids[0],))
+    with pytest.raises(JobNotFound):
+        burst.engine.statuses((burst.jids[0],))
+    assert len(burst.engine.statuses(burst.jids[1:])) == 4
+
+
+def test_jids_stay_in_the_order_of_submission(burst: Burst) -> None:
+    urgent = JobOptions()
+    urgent.priority = 0
+    assert burst.call(options=urgent) == 7
+    assert [burst.call(), burst.call()] == [8, 9]
+    assert [batch.jid0 for batch in burst.batches] == [1, 2, 7, 8]
+
+
+def test_what_a_call_refuses_it_still_refuses(burst: Burst) -> None:
+    from cloud.errors import UnsupportedOperation
+
+    with pytest.raises(UnsupportedOperation, match="levels deep"):
+        burst.call(depth=4)
+    burst.engine.close()
+    with pytest.raises(BackendClosed):
+        burst.call()
+
+
+def test_with_a_limit_on_what_is_remembered_each_call_counts() -> None:
+    limited = Burst(5, max_kept=3)
+    assert [batch.n for batch in limited.batches] == [1] * 6
+    limited.engine.close()
+
+
+def test_arguments_of_ended_jobs_are_let_go(burst: Burst) -> None:
+    (_, batch) = burst.batches
+    assert batch.chunks
+    assert burst.engine.wait(burst.jids, None) == []
+    assert not batch.chunks
