@@ -34,8 +34,7 @@ KEYS: Final[dict[str, str]] = {
     "label": "its _label",
     "depth": "0, or how deep in jobs that submit jobs",
     "profile": "cProfile statistics for pstats.Stats, None without _profile=True",
-    "shared_by": "how many small jobs its times, and output below sys.stdout, are counted together with; 1 "
-    "means exact",
+    "shared_by": "how many small jobs its times, and output below sys.stdout, are counted together with; 1 means exact",
 }
 
 

@@ -1,6 +1,7 @@
 """What travels between the engine's process and a worker: frames over a socket, and one shared page.
 
-The socket carries frames (length, kind, body), many to a message, both ways, in order.
+The socket carries frames (length, kind, body), many to a message, both ways, in order. Outcomes that need not wake the
+engine are left in the ring behind the page (see ``ring``).
 The page carries what cannot wait for the other side to read its socket:
 
 ::
@@ -10,6 +11,10 @@ The page carries what cannot wait for the other side to read its socket:
     KILL     engine → worker   the item at this position is to raise KilledException
     SPIN     engine → worker   there is a core to spare: look again and again for work before sleeping
     OUT, ERR worker → engine   where the running job's output begins in the capture files
+    HELD     worker → engine   when the oldest outcome ended that it still holds (monotonic ns); 0: it holds none
+    SEEN     engine → worker   how many outcomes came over the socket, while somebody looks into the ring regularly
+    WRITTEN  worker → engine   bytes put into the ring so far
+    READ     engine → worker   bytes taken out of it
 
 Each item a worker is given has a *position*: it counts the items given to that worker, and never repeats.
 """
@@ -47,6 +52,7 @@ TRACKER: Final = 13  #: with a descriptor: of the program's tracker of shared me
 OUTCOME: Final = 16  #: position, number of items, packed outcome
 STOPPED: Final = 17  #: position at which LIMIT was met
 REQUEST: Final = 18  #: a verb used inside a job
+LEFT: Final = 19  #: nothing more is to be run, and the last outcomes are in the ring
 
 ID: Final = struct.Struct("<Q")
 RUN_HEAD: Final = struct.Struct("<QQQQIHB")
@@ -84,6 +90,10 @@ KILL: Final = 2
 OUT: Final = 3
 ERR: Final = 4
 SPIN: Final = 5
+HELD: Final = 6
+SEEN: Final = 7
+WRITTEN: Final = 8
+READ: Final = 9
 PAGE_BYTES: Final = 4096
 NO_LIMIT: Final = (1 << 62) - 1
 
@@ -138,19 +148,22 @@ def unpack_message(body: bytes | memoryview) -> tuple[int, dict[str, Any], list[
 
 
 class Page:
-    """The shared page, as a view of unsigned 64-bit slots: ``page.slots[CURRENT]``."""
+    """The shared page, as a view of unsigned 64-bit slots: ``page.slots[CURRENT]``; and what lies behind it."""
 
-    def __init__(self, fd: int, *, create: bool = False) -> None:
+    def __init__(self, fd: int, n_behind: int = 0, *, create: bool = False) -> None:
         if create:
-            os.ftruncate(fd, PAGE_BYTES)
-        self._map = mapped(fd, PAGE_BYTES)
-        self.slots = memoryview(self._map).cast("Q")
+            os.ftruncate(fd, PAGE_BYTES + n_behind)
+        self._map = mapped(fd, PAGE_BYTES + n_behind)
+        self._all = memoryview(self._map)
+        self.slots = self._all[:PAGE_BYTES].cast("Q")
+        self.behind = self._all[PAGE_BYTES:]
         if create:
-            self.slots[CURRENT] = NO_LIMIT
+            self.slots[CURRENT] = self.slots[SEEN] = NO_LIMIT
             self.slots[OUT] = self.slots[ERR] = CAPTURE_START
             self.slots[LIMIT] = self.slots[KILL] = NO_LIMIT + 1
 
     def close(self) -> None:
         """Unmap. Idempotent."""
-        self.slots.release()
+        for view in (self.slots, self.behind, self._all):
+            view.release()
         self._map.close()

@@ -400,6 +400,27 @@ class Engine(Source):
         if batch.n_final == batch.n and batch.sealed:
             self._ended(batch)
 
+    def finish_each(self, batch: Batch, start: int, outcomes: list[bytes]) -> None:
+        """Record how consecutive items ended, one outcome each."""
+        n = len(outcomes)
+        states = batch.states
+        if (
+            self._killing
+            or self.durable is not None
+            or batch.watches is not None
+            or batch.n_final + n == batch.n
+            or states.count(QUEUED, start, start + n) < n
+            or any(outcome[0] != DONE for outcome in outcomes)
+        ):
+            for index, outcome in enumerate(outcomes, start):
+                self.finish(batch, index, 1, outcome)
+            return
+        states[start : start + n] = bytes((DONE,)) * n
+        batch.n_final += n
+        self._unfinished -= n
+        batch.add_segments(start, outcomes)
+        batch.function.took(sum(_RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0] for outcome in outcomes), n)
+
     def _tell(self, batch: Batch, start: int, n: int) -> None:
         if self.closed:
             return  # who was told would ask, and be refused

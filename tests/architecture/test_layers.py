@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 WORDS = (*FLOORS[0], *FLOORS[1])
 
-CHANNEL = ("cloud.engine.channel", "cloud.engine.stream", "cloud.engine.descriptors")
+CHANNEL = ("cloud.engine.channel", "cloud.engine.stream", "cloud.engine.ring", "cloud.engine.descriptors")
 
 # Within a floor: what a room may import besides itself and the words.
 ALSO: dict[str, tuple[str, ...]] = {
@@ -32,6 +32,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "cloud.engine.channel": (),
     "cloud.engine.descriptors": (),
     "cloud.engine.stream": ("cloud.engine.channel", "cloud.engine.descriptors"),
+    "cloud.engine.ring": ("cloud.engine.channel",),
     "cloud.engine.store": ("cloud.engine.clock",),
     "cloud.engine.worker": CHANNEL,
     # The store's records, not its stores: an attempt is a part of a batch.

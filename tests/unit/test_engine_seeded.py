@@ -118,6 +118,10 @@ class RecordedBatch(Batch):
         self.covered[start : start + n] = b"\x01" * n
         super().add_segment(start, n, outcome)
 
+    def add_segments(self, start: int, outcomes: list[bytes]) -> None:
+        for index, outcome in enumerate(outcomes, start):
+            self.add_segment(index, 1, outcome)
+
     def __repr__(self) -> str:
         return f"<batch of {self.n} from jid {self.jid0}>"
 

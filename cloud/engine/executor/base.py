@@ -71,6 +71,10 @@ class Source(ABC):
         """Record how a run of items ended."""
 
     @abstractmethod
+    def finish_each(self, batch: Batch, start: int, outcomes: list[bytes]) -> None:
+        """Record how consecutive items ended, one outcome each."""
+
+    @abstractmethod
     def lose(
         self,
         batch: Batch,

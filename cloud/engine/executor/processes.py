@@ -24,13 +24,14 @@ import time
 from functools import partial
 
 from cloud.engine import channel as ch
-from cloud.engine.descriptors import n_spare, off_stdio
+from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
-from cloud.engine.executor.load import MachineLoad, has_cpu_quota
+from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
+from cloud.engine.stream import Frame
 from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
@@ -43,13 +44,17 @@ if TYPE_CHECKING:
 
 _STALL_S: Final = 0.005
 _STEAL_S: Final = 0.002
-_MAX_POLL_S: Final = 86_400.0
-"""poll() counts milliseconds in a C int; who waits longer polls again."""
+_LOOK_S: Final = 0.006
+"""How often the rings of workers that have more than one item are looked into."""
+
+_REFILL_S: Final = 0.75 * AHEAD_S
+"""A worker with less than this is given more: what it has must last until the look after the next."""
+
+_HELD_NS: Final = 4_000_000
+"""A worker holds outcomes no longer than this, but for an item that turns out to be long."""
 
 _WATCH_OUTPUT_S: Final = 0.05
 _WATCH_FLOOD_S: Final = 0.005
-_SPIN_S: Final = 0.0001
-_LOOK_AT_LOAD_S: Final = 0.02
 _MAX_FAILED_STARTS: Final = 3
 _MAX_KILLED_STARTS: Final = 20
 _CUT_OFF_S: Final = 0.1
@@ -92,20 +97,16 @@ class ProcessExecutor(Executor):
         self._grace_s = grace_s
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._n_cores = n_cores
-        spin_s = _SPIN_S if n_cores > 1 and not has_cpu_quota(n_cores) else 0.0
+        self._poller = Poller(n_cores)
+        self._spinning = False
         self._settings = {
-            "spin_s": spin_s,
+            "spin_s": self._poller.spin_s,
             "output_limit_bytes": output_limit_bytes,
             "max_transmit_bytes": max_transmit_bytes,
             "thread_defaults": thread_defaults(n_cores, n_slots),
             "capture": capture,
         }
         self._preload = preload
-        self._spin_s = spin_s
-        self._spin_credit = 3
-        self._spinning = False
-        self._look_at_load = 0.0
-        self._load = MachineLoad()
         self._workers: dict[int, WorkerHandle] = {}
         self._by_fd: dict[int, WorkerHandle] = {}
         self._idle: list[WorkerHandle] = []
@@ -114,12 +115,7 @@ class ProcessExecutor(Executor):
         self._failed_starts: dict[Environment | None, int] = {}
         self._template: TemplateProcess | None = None
         self._templates: dict[int, TemplateProcess] = {}
-        self._poll = select.poll()
-        self._woken, self._wake = (off_stdio(fd) for fd in os.pipe())
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._wake, False)
-        self._poll.register(self._woken, select.POLLIN)
-        self._polling = False
+        self._looking = False
         self._stole_at = 0.0
         self._looked_at_output = 0.0
         self._watch_output_s = _WATCH_OUTPUT_S
@@ -160,6 +156,8 @@ class ProcessExecutor(Executor):
         while self._used < self._n_slots and not self._closed:
             if not self._source.has_queued:
                 return
+            if not self._idle and any(worker.is_about_to_be_idle for worker in self._workers.values()):
+                return
             worker = self._idle.pop() if self._idle else self._new_worker()
             if worker is None:
                 return
@@ -196,7 +194,7 @@ class ProcessExecutor(Executor):
 
     def _give_busy(self) -> None:
         for worker in self._workers.values():
-            if worker.tasks and worker.load_s < AHEAD_S / 2 and worker.takes_work and not worker.n_waiting:
+            if worker.tasks and worker.load_s < _REFILL_S and worker.takes_work and not worker.n_waiting:
                 free_slots, room_s = self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s
                 tasks = self._source.claim(free_slots, room_s, idle=False, environment=worker.environment)
                 if tasks:
@@ -225,11 +223,14 @@ class ProcessExecutor(Executor):
         worker.give(tasks)
         if worker.pending:
             self._want_write(worker)
+        elif self._poller.asleep and not self._looking and worker.n_items_over_one:
+            self._looking = True
+            self.interrupt()
 
     def _want_write(self, worker: WorkerHandle) -> None:
         if worker.fd in self._by_fd:
-            self._poll.modify(worker.fd, select.POLLIN | select.POLLOUT)
-            if self._polling:
+            self._poller.watch(worker.fd, writes=True)
+            if self._poller.asleep:
                 self.interrupt()
 
     def _new_worker(self, environment: Environment | None = None) -> WorkerHandle | None:
@@ -265,8 +266,8 @@ class ProcessExecutor(Executor):
         worker.started()
         self._workers[worker.number] = worker
         self._by_fd[worker.fd] = worker
-        self._poll.register(worker.fd, select.POLLIN)
-        if self._polling:
+        self._poller.watch(worker.fd)
+        if self._poller.asleep:
             self.interrupt()
         return worker
 
@@ -283,16 +284,13 @@ class ProcessExecutor(Executor):
 
     def _listen_to(self, template: TemplateProcess) -> TemplateProcess:
         self._templates[template.fd] = template
-        self._poll.register(template.fd, select.POLLIN)
+        self._poller.watch(template.fd)
         return template
 
     # --- events -------------------------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        try:
-            os.write(self._wake, b"x")
-        except (BlockingIOError, OSError):
-            pass  # full: it wakes anyway; closed: nobody polls
+        self._poller.interrupt()
 
     def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
         events = self._wait(timeout_s)
@@ -303,78 +301,86 @@ class ProcessExecutor(Executor):
                 worker = self._by_fd.get(fd)
                 if worker is not None:
                     if event & select.POLLOUT and worker.write_pending():
-                        self._poll.modify(fd, select.POLLIN)
+                        self._poller.watch(fd)
                     if event & ~select.POLLOUT:
                         self._read(worker)
-                elif fd == self._woken:
-                    os.read(fd, 4096)
                 elif fd in self._templates:
                     self._hear_template(self._templates[fd])
             self._look_after_workers()
             self._refill()
 
     def _wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
-        poll = self._poll.poll
+        poller = self._poller
         if timeout_s is not None and timeout_s <= 0.0:
-            return poll(0)
-        began = time.perf_counter()
+            return poller.look()
+        spinning = poller.is_quiet(sum(1 for worker in list(self._workers.values()) if worker.tasks))
+        if spinning != self._spinning:
+            self._spinning = spinning
+            for worker in list(self._workers.values()):
+                worker.slots[ch.SPIN] = spinning
         # With every core at work, looking again and again would only slow the workers down.
-        if self._may_spin(began) and self._spin_credit and self._used < self._n_cores:
-            until = began + self._spin_s
-            while True:
-                events = poll(0)
-                if events:
-                    return events
-                if time.perf_counter() > until:
-                    break
-            self._spin_credit -= 1
+        if spinning and self._used < self._n_cores and (events := poller.spin()):
+            return events
         limit_s = None
         with self._lock:
             # Those who submit start workers and give them work meanwhile.
             for worker in self._workers.values():
-                if worker.tasks:
+                regularly = worker.n_items_over_one
+                worker.looks(regularly)
+                if regularly:
+                    limit_s = _LOOK_S
+                elif limit_s is None and worker.tasks:
                     limit_s = self._watch_output_s
-                    if worker.n_items_over_one:
-                        limit_s = _STALL_S
-                        break
-        if timeout_s is not None and (limit_s is None or timeout_s < limit_s):
-            limit_s = min(timeout_s, _MAX_POLL_S)
-        self._polling = True
-        try:
-            events = poll(None if limit_s is None else max(1, int(limit_s * 1000)))
-        finally:
-            self._polling = False
-        if time.perf_counter() - began < 3 * _SPIN_S:
-            self._spin_credit = 3
-        return events
-
-    def _may_spin(self, now: float) -> bool:
-        """Whether looking again and again costs nobody a core: not under a quota, nor while others need the cores."""
-        if now > self._look_at_load and self._spin_s:
-            self._look_at_load = now + _LOOK_AT_LOAD_S
-            quiet = self._load.is_quiet(sum(1 for worker in list(self._workers.values()) if worker.tasks))
-            if quiet != self._spinning:
-                self._spinning = quiet
-                for worker in list(self._workers.values()):
-                    worker.slots[ch.SPIN] = quiet
-        return self._spinning
+            self._looking = limit_s == _LOOK_S
+        return poller.sleep(limit_s if timeout_s is None else timeout_s if limit_s is None else min(timeout_s, limit_s))
 
     def _read(self, worker: WorkerHandle) -> None:
         frames, alive = worker.read()
+        self._hear(worker, frames)
+        if not alive:
+            self._cut_off(worker)
+
+    def _hear(self, worker: WorkerHandle, frames: list[Frame]) -> None:
+        alike: list[bytes] = []
         for kind, body in frames:
             if kind == ch.OUTCOME:
                 position, n = _OUTCOME_BODY.unpack_from(body)
+                if n == 1 and type(body) is bytes:
+                    alike.append(body)
+                    continue
+                self._finish_each(worker, alike)
                 outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
                 self._finish(worker, position, n, outcome)
-            elif kind == ch.STOPPED:
+                continue
+            self._finish_each(worker, alike)
+            if kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:
                 self._request(worker, bytes(body))
-        if not alive and worker.fd in self._by_fd:
-            self._poll.unregister(worker.fd)
+        self._finish_each(worker, alike)
+
+    def _finish_each(self, worker: WorkerHandle, bodies: list[bytes]) -> None:
+        """Outcomes of single items that came together: those of one task are one change of state."""
+        at = 0
+        while at < len(bodies) and worker.tasks:
+            task = worker.tasks[0]
+            batch, start, n = task.batch, task.start, min(task.stop - task.start, len(bodies) - at)
+            if n == 1 or worker.kill_at is not None:
+                body = bodies[at]
+                self._finish(worker, _OUTCOME_BODY.unpack_from(body)[0], 1, body[12:])
+                at += 1
+                continue
+            self._advance(worker, n)
+            self._source.finish_each(batch, start, [body[12:] for body in bodies[at : at + n]])
+            at += n
+        bodies.clear()
+
+    def _cut_off(self, worker: WorkerHandle) -> None:
+        if worker.fd in self._by_fd:
+            self._poller.forget(worker.fd)
             del self._by_fd[worker.fd]
             # Most likely it is dead, and the template about to tell of what. But a job may have closed its
-            # descriptors: then it runs on and can never report.
+            # descriptors, or written into our memory: then it runs on and can never report.
             self._source.call_later(_CUT_OFF_S, lambda: self._end_cut_off(worker))
 
     def _end_cut_off(self, worker: WorkerHandle) -> None:
@@ -385,20 +391,23 @@ class ProcessExecutor(Executor):
     def _finish(self, worker: WorkerHandle, position: int, n: int, outcome: bytes) -> None:
         if not worker.tasks:
             return
+        batch, start = worker.tasks[0].batch, worker.tasks[0].start
+        self._advance(worker, n, was_killed=worker.kill_at is not None and position <= worker.kill_at < position + n)
+        self._source.finish(batch, start, n, outcome)
+
+    def _advance(self, worker: WorkerHandle, n: int, *, was_killed: bool = False) -> None:
         task = worker.tasks[0]
-        batch, start = task.batch, task.start
-        task.start = start + n
+        task.start += n
         task.position += n
         if self._failed_starts:
             self._failed_starts.pop(worker.environment, None)
         if task.start == task.stop:
             worker.tasks.popleft()
         worker.load_s -= n * task.mean_s
-        if worker.kill_at is not None and position <= worker.kill_at < position + n:
+        if was_killed:
             self._signal(worker, _SIGKILL)
         elif not worker.tasks:
-            self._idled(worker, retire=batch.options.kill_process)
-        self._source.finish(batch, start, n, outcome)
+            self._idled(worker, retire=task.batch.options.kill_process)
 
     def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:
         worker.load_s = 0.0
@@ -439,7 +448,7 @@ class ProcessExecutor(Executor):
                 self._bury(worker, argument & ~BY_ENGINE if argument > 0 else argument)
         if not alive:
             # Killed from outside. Its workers die with it, or when their socket ends.
-            self._poll.unregister(template.fd)
+            self._poller.forget(template.fd)
             del self._templates[template.fd]
             status = template.close()
             if template is self._template:
@@ -451,15 +460,12 @@ class ProcessExecutor(Executor):
                 self._bury(worker, _SIGKILL if worker.has_begun else status)
 
     def _bury(self, worker: WorkerHandle, status: int) -> None:
-        while worker.fd in self._by_fd:
-            before = len(worker.tasks)
-            self._read_rest(worker)
-            if len(worker.tasks) == before:
-                break
+        while self._read_rest(worker):
+            pass
         worker.dead = True
         self._workers.pop(worker.number, None)
         if self._by_fd.pop(worker.fd, None) is not None:
-            self._poll.unregister(worker.fd)
+            self._poller.forget(worker.fd)
         if worker in self._idle:
             self._idle.remove(worker)
         self._vacate(worker)
@@ -506,7 +512,7 @@ class ProcessExecutor(Executor):
     def _why_not_started(self, worker: WorkerHandle, reason: str) -> str:
         return f"Worker processes cannot be started; what they print says why. {reason}"
 
-    def _read_rest(self, worker: WorkerHandle) -> None:
+    def _read_rest(self, worker: WorkerHandle) -> bool:
         frames, _ = worker.read()
         for kind, body in frames:
             if kind == ch.OUTCOME and worker.tasks:
@@ -517,21 +523,30 @@ class ProcessExecutor(Executor):
                 if task.start == task.stop:
                     worker.tasks.popleft()
                 self._source.finish(batch, start, n, payload_from(body, _OUTCOME_BODY.size))
+        return bool(frames)
 
     # --- looking after ------------------------------------------------------------------------------------------------
 
     def _look_after_workers(self) -> None:
-        """Poke workers whose item turns out long while others wait behind it, and bound floods of output."""
+        """Take what workers left, poke those whose item turns out long while others wait, bound floods of output."""
         now = time.monotonic()
-        for worker in self._workers.values():
-            if worker.n_items_over_one:
-                current = worker.slots[ch.CURRENT]
-                if current != worker.seen_current:
-                    worker.seen_current, worker.seen_at = current, now
-                elif now - worker.seen_at >= _STALL_S and worker.pid and worker.has_begun:
-                    worker.seen_at = now + 0.1
-                    self._signal(worker, _POKE)
-                    self._take_back([worker])
+        for worker in list(self._workers.values()):
+            if not worker.n_items_over_one:
+                continue
+            left, sound = worker.left()
+            if left:
+                self._hear(worker, left)
+            if not sound:
+                self._cut_off(worker)
+            current, held = worker.slots[ch.CURRENT], worker.slots[ch.HELD]
+            if held != worker.poked and held and now * 1e9 - held > _HELD_NS:
+                worker.poked = held
+                self._signal(worker, _POKE)
+            if current != worker.seen_current:
+                worker.seen_current, worker.seen_at = current, now
+            elif now - worker.seen_at >= _STALL_S and worker.has_begun:
+                worker.seen_at = now + 0.1
+                self._take_back([worker])
         if self._capture and now - self._looked_at_output > self._watch_output_s:
             self._looked_at_output = now
             # Idle ones too: what a job printed last is still there.
@@ -657,10 +672,7 @@ class ProcessExecutor(Executor):
         self._idle.clear()
         for template in templates:
             template.end()
-        self._load.close()
-        woken, wake, self._woken, self._wake = self._woken, self._wake, -1, -1
-        os.close(woken)
-        os.close(wake)
+        self._poller.close()
 
 
 def _kill_orphan(pid: int) -> None:

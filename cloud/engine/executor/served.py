@@ -267,7 +267,7 @@ class ServedProcesses(ProcessExecutor):
             return
         if self._templates and not self._workers and not positions:
             for template in list(self._templates.values()):
-                self._poll.unregister(template.fd)
+                self._poller.forget(template.fd)
                 del self._templates[template.fd]
                 template.end()
             return

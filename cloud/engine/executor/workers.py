@@ -14,6 +14,7 @@ from cloud.engine import channel as ch
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.base import Task
 from cloud.engine.executor.template import TemplateProcess
+from cloud.engine.ring import RING_BYTES, Ring
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
@@ -88,6 +89,9 @@ class WorkerHandle:
         self.began = 0.0
         self.seen_current = -1
         self.seen_at = 0.0
+        self.poked = 0
+        self._looks = False
+        self._n_outcomes = 0
         self._functions: dict[int, int] = {}
         self._function_bytes = 0
         self._contexts: set[int] = set()
@@ -114,8 +118,9 @@ class WorkerHandle:
         self._stream = FrameStream(self.fd)
         self._page_fd = memory_file()
         self._page_fd = off_stdio(self._page_fd)
-        self._page = ch.Page(self._page_fd, create=True)
+        self._page = ch.Page(self._page_fd, RING_BYTES, create=True)
         self.slots = self._page.slots
+        self._ring = Ring(self._page.behind, self.slots)
         for fd in (1, 2):
             self.output_fds.append(off_stdio(_capture_file() if self._captures else _copy_of(fd)))
 
@@ -134,6 +139,13 @@ class WorkerHandle:
     def takes_work(self) -> bool:
         """False for a worker that is ending or in the middle of giving work back."""
         return not (self.retired or self.dead or self.taking_back is not None or self.kill_at is not None)
+
+    @property
+    def is_about_to_be_idle(self) -> bool:
+        """True when it has nothing to do, and is to confirm what was taken back before it gets more."""
+        return self.taking_back is not None and not (
+            self.tasks or self.retired or self.dead or self.kill_at is not None
+        )
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
@@ -282,9 +294,30 @@ class WorkerHandle:
     def read(self) -> tuple[list[Frame], bool]:
         """Frames that have arrived whole, as (kind, body); and False at the end of the stream."""
         try:
-            return self._stream.receive(), True
+            frames, alive = self._stream.receive(), True
         except (OSError, EOFError):
+            frames, alive = [], False
+        # What is in the ring was left there before these were sent, as the ring is looked into after they came.
+        left, sound = self.left()
+        n = sum(1 for frame in frames if frame[0] == ch.OUTCOME)
+        if n:
+            self._n_outcomes += n
+            if self._looks:
+                self.slots[ch.SEEN] = self._n_outcomes
+        return (left + frames if left else frames), alive and sound
+
+    def left(self) -> tuple[list[Frame], bool]:
+        """Frames that it left in the ring, and False if they make no sense. They precede all that ``read`` has yet."""
+        try:
+            return self._ring.take(), True
+        except OSError:
             return [], False
+
+    def looks(self, regularly: bool) -> None:
+        """Tell it whether somebody looks into the ring now and then: else it sends everything."""
+        if regularly is not self._looks:
+            self._looks = regularly
+            self.slots[ch.SEEN] = self._n_outcomes if regularly else ch.NO_LIMIT
 
     # --- where it stands ----------------------------------------------------------------------------------------------
 

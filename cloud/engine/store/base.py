@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count, repeat
 
 from cloud.jobs import QUEUED, Environment, Jids, JobOptions
 from cloud.serialization.functions import Function
@@ -157,6 +158,18 @@ class Batch:
             segments.append((start, n, outcome))
         else:
             segments.insert(bisect_right(segments, start, key=_segment_start), (start, n, outcome))
+
+    def add_segments(self, start: int, outcomes: list[bytes]) -> None:
+        """Keep the outcomes of consecutive items, one each."""
+        added = zip(count(start), repeat(1), outcomes, strict=False)
+        segments = self.segments
+        if not isinstance(segments, list):
+            self.segments = list(added)
+        elif segments[-1][0] < start:
+            segments.extend(added)
+        else:
+            at = bisect_right(segments, start, key=_segment_start)
+            segments[at:at] = added
 
     def segment_at(self, index: int) -> tuple[int, int, bytes | Stored]:
         """The segment that holds an item's outcome; the item must be final."""

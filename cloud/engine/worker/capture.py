@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _PUNCH_BYTES: Final = 8 << 20
+_NOTHING: Final = (b"", b"")
 
 
 class _Raw(io.RawIOBase):
@@ -114,7 +115,10 @@ class Capture:
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""
         streams = self._streams
-        for index in (0, 1) if self._dirty[0] or self._foreign else ():
+        noted = self._dirty[0] or self._foreign
+        if not noted and self._has_nothing_new() and sys.stdout is streams[0] and sys.stderr is streams[1]:
+            return _NOTHING
+        for index in (0, 1) if noted else ():
             try:
                 streams[index].flush()
             except (OSError, ValueError):
@@ -128,6 +132,13 @@ class Capture:
         if now("stdout") is not streams[0] or now("stderr") is not streams[1] or now("__stderr__") is not streams[1]:
             self._install_streams()
         return taken
+
+    def _has_nothing_new(self) -> bool:
+        out, err = self._starts
+        try:
+            return os.lseek(1, 0, os.SEEK_END) == out and os.lseek(2, 0, os.SEEK_END) == err
+        except OSError:
+            return False
 
     def rewind(self) -> None:
         """Empty both files, between jobs."""

@@ -11,7 +11,10 @@ from cloud.serialization import pickling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
+
+
+_LOOK_S: Final = 0.001
 
 
 class ItemRecord:
@@ -34,15 +37,18 @@ class ItemRecord:
         self._printed = b"", b""
         self._began = 0.0, 0.0
         self._used: Any = None
-        self._used_at = 0.0
+        self._used_at = -1.0
+        self._epoch = 0.0
         self._times: list[tuple[int, float, float, float, float, int]] = []
 
     def begin(self, position: int) -> float:
         """The next item is the first of a record; now, on the clock of ``perf_counter``."""
         self.position = position
         now = time.perf_counter()
-        self._began = time.time(), now
-        self._used, self._used_at = usage(), now
+        if now - self._used_at > _LOOK_S:
+            self._epoch = time.time() - now
+            self._used, self._used_at = usage(), now
+        self._began = self._epoch + now, now
         return now
 
     def keep_times(self, position: int, began: float, ended: float) -> bool:

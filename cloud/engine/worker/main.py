@@ -1,8 +1,8 @@
 """The worker's loop: takes frames from the engine, runs what they hold, sends outcomes back.
 
 One thread, the process's main thread, runs all jobs: signals raise there. Outcomes are sent when nothing more is
-waiting to be run, or a millisecond after the last sending; a signal from the engine (``POKE``) sends what is held
-back while an item turns out to be long.
+waiting to be run. Before that they are handed over every few milliseconds, in the ring if the engine looks into it; a
+signal from the engine (``POKE``) sends what is held back while an item turns out to be long.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from cloud.engine import channel as ch
-from cloud.engine.stream import WITH_SEGMENT
+from cloud.engine.ring import RING_BYTES
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.confinement import confine
 from cloud.engine.worker.items import ItemRecord
 from cloud.engine.worker.limits import Limited, Limits, put_in_force
 from cloud.engine.worker.link import Link, LinkClosed
+from cloud.engine.worker.outbox import HOLD_S, Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
-from cloud.serialization.shared import Segment, SharedBytes, payload_from
+from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
 _BROKEN_EXIT: Final = 70
-_FLUSH_S: Final = 0.005
 _SMALL_S: Final = 0.0001
 """Items of a map that ran shorter than this share one outcome record with their neighbours."""
 
@@ -58,6 +58,7 @@ class Worker:
     def __init__(self, link: Link, page: ch.Page, settings: dict[str, Any], inherited: Inherited | None = None) -> None:
         self.link = link
         self.slots = page.slots
+        self._outbox = Outbox(link, page)
         self.settings = settings
         self.pid = os.getpid()
         self._main_thread = threading.get_ident()
@@ -79,8 +80,6 @@ class Worker:
         self._payloads: dict[int, bytes] = {}
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: dict[int, tuple[int, Any]] = {}
-        self._held: list[tuple[bytes, Segment | None]] = []
-        self._flushed_at = 0.0
         self._items = ItemRecord(self.pid, self._end_of_output)
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
@@ -114,8 +113,7 @@ class Worker:
             while frames:
                 kind, body = frames.popleft()
                 handlers[kind](body)
-            if self._held:
-                self._flush()
+            self._outbox.finish()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 
     def _on_context(self, body: Any) -> None:
@@ -152,7 +150,7 @@ class Worker:
     def _on_resume(self, body: Any) -> None:
         # Frames come in order: what was taken back lay before this one and met the limit; what follows is new.
         self.slots[ch.LIMIT] = ch.NO_LIMIT
-        self._flush()
+        self._outbox.flush()
         self.link.send(ch.frame(ch.STOPPED, body))
 
     # --- a pool's worker ----------------------------------------------------------------------------------------------
@@ -216,12 +214,12 @@ class Worker:
             load, self.namespace, profile=bool(flags & ch.PROFILE_FLAG), fast_pickle=bool(flags & ch.FAST_PICKLE)
         )
         outcome = run_call(call, self.pid, self._end_of_output, self.settings["max_transmit_bytes"])
-        self._hold(position, 1, outcome)
+        self._outbox.hold(position, 1, outcome)
         self._tidy()
         now = time.monotonic()
         prompt = flags & ch.PROMPT and now - began > _SMALL_S
-        if flags & ch.DELIVER or prompt or now - self._flushed_at > _FLUSH_S:
-            self._flush()
+        if flags & ch.DELIVER or prompt or self._outbox.is_due(now):
+            self._outbox.flush()
 
     def _function(self, token: int, context: int, extras: dict[str, str], *, keep: bool) -> Callable[..., Any]:
         self._initialization.check()
@@ -246,8 +244,7 @@ class Worker:
         kind, items = self._chunks[chunk]
         self.depth = depth
         self._jid_offset = jid - position
-        small = not flags & (ch.PROFILE_FLAG | ch.DELIVER | ch.FAST_PICKLE)
-        if not small:
+        if flags & (ch.PROFILE_FLAG | ch.FAST_PICKLE) or self.settings["max_transmit_bytes"]:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         try:
@@ -256,7 +253,7 @@ class Worker:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         part = items[first : first + n] if first or n < len(items) else items
-        self._many(function, kind, part, position, prompt=bool(flags & ch.PROMPT))
+        self._many(function, kind, part, position, flags)
 
     def _one_by_one(
         self,
@@ -289,17 +286,16 @@ class Worker:
                 return
             self._run(load, position + index, flags)
 
-    def _many(
-        self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, *, prompt: bool
-    ) -> None:
+    def _many(self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int) -> None:
         """Run items with as little as possible between them; those whose values are immutable share a record."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
         loads, namespace = pickling.loads, self.namespace
         single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
+        prompt, hold_s = bool(flags & ch.PROMPT), -1.0 if flags & ch.DELIVER else HOLD_S
         keep = self._items.values.append
-        last = self._items.begin(position)
-        flush_at = last + _FLUSH_S
+        last = self._begin_items(position)
+        flush_at = last + hold_s
         for here, item in enumerate(items, position):
             slots[current] = here
             if here >= slots[limit]:
@@ -323,10 +319,10 @@ class Worker:
                         keep(value)
                         last = now if small else clock()
                         if now > flush_at or (prompt and not small):
-                            self._pack_items(now)
-                            self._flush()
-                            last = self._items.begin(here + 1)
-                            flush_at = last + _FLUSH_S
+                            self._pack_items(now, take_output=small)
+                            self._outbox.flush()
+                            last = self._begin_items(here + 1)
+                            flush_at = last + hold_s
                         continue
                 ended = value, None
                 del value
@@ -339,18 +335,22 @@ class Worker:
                 self.settings["max_transmit_bytes"],
             )
             del ended
-            self._hold(here, 1, outcome)
+            self._outbox.hold(here, 1, outcome)
             self._tidy()
             if prompt or now > flush_at:
-                self._flush()
-                flush_at = now + _FLUSH_S
-            last = self._items.begin(here + 1)
+                self._outbox.flush()
+                flush_at = now + hold_s
+            last = self._begin_items(here + 1)
         self._pack_items(last)
+
+    def _begin_items(self, position: int) -> float:
+        self._outbox.note_beginning()
+        return self._items.begin(position)
 
     def _pack_items(self, ended: float, *, take_output: bool = True) -> None:
         packed = self._items.pack(ended, take_output=take_output)
         if packed is not None:
-            self._hold(*packed)
+            self._outbox.hold(*packed)
 
     # --- between jobs -------------------------------------------------------------------------------------------------
 
@@ -369,36 +369,11 @@ class Worker:
                 os._exit(0)  # a child that the job forked and that returned into our loop
             if self._limited is not None and self._limited.met:
                 # It may have left no memory or no descriptors for the next job, which another worker is given.
-                self._flush()
+                self._outbox.flush()
                 os._exit(0)
             self._surroundings.restore()
             self._capture.restore_input()
             self._dirty[0] = False
-
-    def _hold(self, position: int, n: int, outcome: bytes) -> None:
-        segment = outcome.segment if type(outcome) is SharedBytes else None
-        kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
-        self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
-
-    def _flush(self) -> None:
-        held, self._held = self._held, []
-        if held and os.getpid() != self.pid:
-            os._exit(0)  # a child that C code of the job forked, and that returned into our loop
-        if len(held) == 1:
-            self.link.send(*held[0])
-            self._flushed_at = time.monotonic()
-            return
-        plain: list[bytes] = []
-        for frame, segment in held:
-            if segment is not None:
-                self.link.send(b"".join(plain))
-                plain.clear()
-                self.link.send(frame, segment)
-            else:
-                plain.append(frame)
-        if plain:
-            self.link.send(b"".join(plain))
-        self._flushed_at = time.monotonic()
 
     def _flush_before_request(self) -> None:
         # What the job asks about may be an outcome that is still held here.
@@ -409,8 +384,8 @@ class Worker:
         n = len(self._items.values)
         if n:
             self._pack_items(time.perf_counter(), take_output=False)
-            self._items.begin(self._items.position + n)
-        self._flush()
+            self._begin_items(self._items.position + n)
+        self._outbox.flush(wake=True)
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
@@ -452,6 +427,7 @@ _OWN_FILES: Final = frozenset(
         Capture.__init__.__code__.co_filename,
         ItemRecord.__init__.__code__.co_filename,
         Link.__init__.__code__.co_filename,
+        Outbox.__init__.__code__.co_filename,
         Surroundings.__init__.__code__.co_filename,
     }
 )
@@ -475,7 +451,7 @@ def serve(socket_fd: int, page_fd: int, inherited: Inherited | None = None) -> N
     """Be a worker until the engine goes away."""
     link = Link(socket_fd)
     try:
-        page = ch.Page(page_fd)
+        page = ch.Page(page_fd, RING_BYTES)
         os.close(page_fd)
         settings = link.receive_settings()
         if "confinement" in settings:

@@ -1,0 +1,85 @@
+"""Outcomes on their way from a worker to the engine: held for a moment, then left in the ring or sent."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cloud.engine import channel as ch
+from cloud.engine.ring import Ring
+from cloud.engine.stream import WITH_SEGMENT
+from cloud.engine.worker.link import Link
+from cloud.serialization.shared import Segment, SharedBytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+HOLD_S: Final = 0.002
+"""How long an outcome is held for those of the next items, which then go with it."""
+
+
+class Outbox:
+    """What a worker has to report.
+
+    Args:
+        link: The socket to the engine.
+        page: The shared page, with the ring behind it.
+    """
+
+    def __init__(self, link: Link, page: ch.Page) -> None:
+        self._link = link
+        self._slots = page.slots
+        self._ring = Ring(page.behind, page.slots)
+        self._pid = os.getpid()
+        self._held: list[tuple[bytes, Segment | None]] = []
+        self._n_sent = 0
+        self._flushed_at = 0.0
+
+    def note_beginning(self) -> None:
+        """What is about to end is to be reported soon, though nothing is held yet."""
+        if not self._held:
+            self._slots[ch.HELD] = time.monotonic_ns()
+
+    def hold(self, position: int, n: int, outcome: bytes) -> None:
+        """Take the outcome of ``n`` items from a position on."""
+        segment = outcome.segment if type(outcome) is SharedBytes else None
+        kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
+        self.note_beginning()
+        self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
+
+    def is_due(self, now: float) -> bool:
+        """Whether what is held has been held long enough, at a time of ``time.monotonic``."""
+        return now - self._flushed_at > HOLD_S
+
+    def flush(self, *, wake: bool = False) -> None:
+        """Hand over what is held; with ``wake`` by the socket, which wakes the engine."""
+        held, self._held = self._held, []
+        if held and os.getpid() != self._pid:
+            os._exit(0)  # a child that C code of the job forked, and that returned into our loop
+        self._slots[ch.HELD] = 0
+        self._flushed_at = time.monotonic()
+        plain: list[bytes] = []
+        for frame, segment in held:
+            if segment is None:
+                plain.append(frame)
+                continue
+            self._send(plain)
+            self._n_sent += 1
+            self._link.send(frame, segment)
+        data = plain[0] if len(plain) == 1 else b"".join(plain)
+        if wake or self._slots[ch.SEEN] != self._n_sent or not self._ring.put(data):
+            self._send(plain)
+
+    def _send(self, plain: list[bytes]) -> None:
+        if plain:
+            self._n_sent += len(plain)
+            self._link.send(b"".join(plain))
+            plain.clear()
+
+    def finish(self) -> None:
+        """Nothing more is to be run: see that the engine knows all outcomes soon."""
+        if self._held:
+            self.flush(wake=True)
+        elif self._ring.has_unread:
+            self._link.send(ch.frame(ch.LEFT))
