@@ -13,7 +13,7 @@ from itertools import count
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from cloud.serialization import pickling
-from cloud.serialization.facts import global_names, importable, imports_as
+from cloud.serialization.facts import global_names, importable, imports_as, rebinds
 from cloud.serialization.large import large_globals
 from cloud.serialization.shared import Sent
 from cloud.serialization.variants import pack_variant, without_values
@@ -185,6 +185,8 @@ class FunctionCache:
         if type(function) is FunctionType:
             if watched is None:
                 watched = _watch_elsewhere(function, variables)
+            elif rebinds(function.__code__):
+                reusable = False  # each job begins with the values that it was sent
         made = Function(payload, function_name(function), reusable=reusable)
         if watched is not None:
             if len(self._entries) >= _MAX_KEPT:

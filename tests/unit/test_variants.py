@@ -53,6 +53,15 @@ def counting(value: int) -> Callable[[], Any]:
     return function
 
 
+def rebinding(value: int) -> Callable[[], Any]:
+    def function() -> int:
+        nonlocal value
+        value += 1
+        return value
+
+    return function
+
+
 def parsed(value: int) -> Callable[[], Any]:
     return lambda: (wsgiref.headers, value)
 
@@ -63,6 +72,12 @@ def helper(x):
     return x * SCALE
 def over(value):
     return lambda: (helper(value), SCALE)
+def rebinding(value):
+    def function():
+        nonlocal value
+        value += 1
+        return value
+    return function
 def named(x=1):
     return x
 """
@@ -352,6 +367,15 @@ def test_a_function_found_by_its_name_travels_as_a_name(cache: FunctionCache, pr
     worker = namespace()
     assert pickling.loads(made.payload, worker) is worker.variables["named"]
     assert worker.variables["named"]() == 2
+
+
+def test_a_function_that_rebinds_its_variables_begins_anew_for_each_job(
+    cache: FunctionCache, program: pickling.Namespace
+) -> None:
+    for make in (rebinding, program.variables["rebinding"]):
+        function = make(0)
+        assert [cache.get(function, program).reusable for _ in range(3)] == [False] * 3
+        assert sent(cache, [function, make(5), make(5)], program)[1] == [1, 6, 6]
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
