@@ -57,6 +57,8 @@ LEFT: Final = 19  #: nothing more is to be run, and the last outcomes are in the
 ID: Final = struct.Struct("<Q")
 RUN_HEAD: Final = struct.Struct("<QQQQIHB")
 """position, jid, function token, context id, attempt, depth, flags; the pickled arguments follow."""
+INSIDE: Final = 0
+"""In place of a token in RUN: the pickled function, for this call only, precedes the arguments, after any extras."""
 RANGE_HEAD: Final = struct.Struct("<QQQQIHBQII")
 """As RUN_HEAD, then chunk token, index of the first item in the chunk, number of items."""
 CHUNK_HEAD: Final = struct.Struct("<QBI")
@@ -71,7 +73,7 @@ MESSAGE_HEAD: Final = struct.Struct("<II")
 PROFILE_FLAG: Final = 1
 KEEP_FUNCTION: Final = 2  #: load the function once and keep it
 DELIVER: Final = 4  #: send each outcome before beginning the next item
-EXTRAS: Final = 8  #: a u32 length and a pickled dict (environment variables) precede the arguments
+EXTRAS: Final = 8  #: a pickled dict (environment variables) precedes the arguments
 FAST_PICKLE: Final = 16  #: results by plain pickle only
 PROMPT: Final = 32  #: send the outcome of an item that is not small before beginning the next
 
@@ -123,6 +125,18 @@ def join_separate(pickles: list[bytes]) -> bytes:
 def frame(kind: int, *parts: bytes) -> bytes:
     """One frame."""
     return b"".join((FRAME.pack(sum(map(len, parts)), kind), *parts))
+
+
+def sized(part: bytes) -> bytes:
+    """A part of a body that something follows."""
+    return len(part).to_bytes(4, "little") + part
+
+
+def cut(body: Any, offset: int) -> tuple[Any, int]:
+    """A part that ``sized`` put at this offset, and where it ends."""
+    start = offset + 4
+    end = start + int.from_bytes(body[offset:start], "little")
+    return body[start:end], end
 
 
 def pack_message(kind: int, number: int, content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> bytes:

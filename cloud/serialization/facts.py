@@ -44,6 +44,14 @@ def global_names(code: CodeType) -> tuple[str, ...]:
     return _code_entry(code)[2]
 
 
+def rebinds(code: CodeType) -> bool:
+    """True when the code, or code nested in it, may assign to a variable that it shares with another function."""
+    from opcode import opmap
+
+    found = not {opmap["STORE_DEREF"], opmap["DELETE_DEREF"]}.isdisjoint(code.co_code[::2])
+    return found or any(rebinds(each) for each in code.co_consts if isinstance(each, CodeType))
+
+
 def _names_in(code: CodeType) -> dict[str, None]:
     names = dict.fromkeys(code.co_names)
     for constant in code.co_consts:

@@ -1,23 +1,29 @@
 """A function made ready to travel, and which of them need not be pickled again.
 
 A function is pickled anew for each submission unless everything it captured is immutable and unchanged: a later
-change of a captured list must reach later submissions, and never an earlier one.
+change of a captured list must reach later submissions, and never an earlier one. Of a function that is made again and
+again, with other immutable values in it each time, only those are pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from cloud.serialization import pickling
-from cloud.serialization.facts import global_names, imports_as
+from cloud.serialization.facts import global_names, importable, imports_as, rebinds
 from cloud.serialization.large import large_globals
 from cloud.serialization.shared import Sent
+from cloud.serialization.variants import pack_variant, without_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, TypeAlias
+
+    Values: TypeAlias = tuple[tuple[Any, ...] | None, tuple[Any, ...]]
+    Watched: TypeAlias = list[tuple[Any, Any]]
 
 _MAX_KEPT: Final = 512
 _MAX_LARGE: Final = 4
@@ -38,7 +44,7 @@ class Function:
         mean_s: Mean runtime of its recent jobs in seconds, 0.0 while unknown.
     """
 
-    __slots__ = ("_recent_n", "_recent_s", "mean_s", "name", "payload", "reusable", "token")
+    __slots__ = ("_origin", "_recent_n", "_recent_s", "mean_s", "name", "payload", "reusable", "token")
 
     def __init__(self, payload: bytes, name: str, *, reusable: bool = False) -> None:
         self.token = next(_tokens)
@@ -48,6 +54,14 @@ class Function:
         self.mean_s = 0.0
         self._recent_s = 0.0
         self._recent_n = 0.0
+        self._origin: Function | None = None
+
+    def variant(self, payload: bytes, *, reusable: bool = False) -> Function:
+        """The same code, perhaps with other values: its jobs may be expected to take as long, until it is known."""
+        made = Function(payload, self.name, reusable=reusable)
+        made._origin = origin = self._origin or self
+        made.mean_s, made._recent_s, made._recent_n = origin.mean_s, origin._recent_s, origin._recent_n
+        return made
 
     def took(self, runtime_s: float, n: int) -> None:
         """Count ``n`` jobs that took so long together.
@@ -55,6 +69,8 @@ class Function:
         The last milliseconds count, not the last reports: a short job that had to wait for a core must not pass for
         what a thousand others are like.
         """
+        if self._origin is not None:
+            self._origin.took(runtime_s, n)
         recent_s, recent_n = self._recent_s + runtime_s, self._recent_n + n
         self.mean_s = recent_s / recent_n or 1e-7
         if recent_s > _RECENT_S:
@@ -74,15 +90,65 @@ def function_name(function: Any) -> str:
 
 
 class _Entry:
-    """A function once pickled, and what must still hold for its bytes to be right."""
+    """A function once pickled, and what must still hold for its bytes to be right.
 
-    __slots__ = ("cells", "function", "key", "watched")
+    Attributes:
+        definition: What all functions of this code must share to differ in their values only.
+        last: The function as it was sent last, and the values it had: in one, for threads that change and read it.
+        base: What is the same for all values; made when they first differ.
+        reusable: What functions become that are sent again with the same values.
+    """
 
-    def __init__(self, key: Any, function: Function, cells: tuple[Any, ...], watched: list[tuple[Any, Any]]) -> None:
+    __slots__ = ("base", "definition", "key", "last", "reusable", "watched")
+
+    def __init__(self, key: Any, function: Any, made: Function, watched: Watched) -> None:
+        is_function = type(function) is FunctionType
         self.key = key
-        self.function = function
-        self.cells = cells
+        self.definition = _definition(function) if is_function else ()
+        self.last: tuple[Function, Values] = made, (_values(function) if is_function else (None, ()))
+        self.base: bytes | None = None
+        self.reusable = made.reusable
         self.watched = watched
+
+    def get(self, function: Any, namespace: pickling.Namespace | None) -> Function | None:
+        """The function's bytes, if they follow from what is known."""
+        for (variables, name), value in self.watched:
+            if variables.get(name, _MISSING) is not value:
+                return None
+        made, values = self.last
+        if type(function) is FunctionType:
+            if function.__dict__ or function.__kwdefaults__:
+                return None
+            if function.__closure__ or function.__defaults__ is not values[0]:
+                return self._with_values(function, namespace)
+            definition = self.definition
+            if function.__globals__ is not definition[0] or function.__qualname__ != definition[1]:
+                return None
+        return made if made.reusable else self._again(made, values)
+
+    def _again(self, made: Function, values: Values) -> Function:
+        made = made.variant(made.payload, reusable=self.reusable)
+        self.last = made, values
+        return made
+
+    def _with_values(self, function: FunctionType, namespace: pickling.Namespace | None) -> Function | None:
+        try:
+            values = defaults, cells = _values(function)
+        except ValueError:
+            return None
+        if not _same(self.definition, _definition(function)):
+            return None
+        made, then = self.last
+        if defaults is then[0] and _same(cells, then[1]):
+            return made if made.reusable else self._again(made, values)
+        # What can be found by its name travels as a name.
+        if "<" not in function.__qualname__ or not _constant(cells) or not _constant(defaults):
+            return None
+        if self.base is None:
+            self.base = pickling.dumps(without_values(function), namespace)
+        made = made.variant(pack_variant(self.base, defaults, cells))
+        self.last = made, values
+        return made
 
 
 class FunctionCache:
@@ -105,8 +171,8 @@ class FunctionCache:
         """
         key = function.__code__ if type(function) is FunctionType else function
         entry = self._entries.get(id(key))
-        if entry is not None and entry.key is key and _unchanged(entry, function):
-            return entry.function
+        if entry is not None and entry.key is key and (known := entry.get(function, namespace)) is not None:
+            return known
         self._large_globals = large_globals()
         large = self._large.get(id(key))
         sent = Sent() if large is None or large[0] is not key else large[1]
@@ -115,12 +181,17 @@ class FunctionCache:
             return large[2]  # unchanged, to the last byte of its buffers
         variables = pickling.program_main() if namespace is None else namespace.variables
         watched = _watch(function, variables, [], 0)
-        made = Function(payload, function_name(function), reusable=watched is not None)
+        reusable = watched is not None
+        if type(function) is FunctionType:
+            if watched is None:
+                watched = _watch_elsewhere(function, variables)
+            elif function.__closure__ and rebinds(function.__code__):
+                reusable = False  # each job begins with the values that it was sent
+        made = Function(payload, function_name(function), reusable=reusable)
         if watched is not None:
             if len(self._entries) >= _MAX_KEPT:
                 self._entries.clear()
-            cells = _cells(function) if type(function) is FunctionType else ()
-            self._entries[id(key)] = _Entry(key, made, cells, watched)
+            self._entries[id(key)] = _Entry(key, function, made, watched)
         elif payload is sent.payload:
             self._large.pop(id(key), None)
             while len(self._large) >= _MAX_LARGE:
@@ -129,36 +200,31 @@ class FunctionCache:
         return made
 
 
-def _cells(function: FunctionType) -> tuple[Any, ...]:
-    # Everything of a function that its code does not tell, by identity.
+def _values(function: FunctionType) -> Values:
+    """What functions of one definition may differ in: defaults, contents of cells. ValueError if a cell is empty."""
     closure = function.__closure__
-    contents: tuple[Any, ...] = () if closure is None else tuple([cell.cell_contents for cell in closure])
-    return (function.__qualname__, function.__defaults__, function.__globals__, *contents)
+    return function.__defaults__, () if closure is None else tuple([cell.cell_contents for cell in closure])
 
 
-def _unchanged(entry: _Entry, function: Any) -> bool:
-    if type(function) is FunctionType:
-        if function.__dict__ or function.__kwdefaults__:
-            return False
-        cells = entry.cells
-        if cells[0] is not function.__qualname__ and cells[0] != function.__qualname__:
-            return False
-        if cells[1] is not function.__defaults__ or cells[2] is not function.__globals__:
-            return False
-        closure = function.__closure__
-        if closure is not None:
-            index = 3
-            try:
-                for cell in closure:
-                    now, then = cell.cell_contents, cells[index]
-                    # Equal ints and strings pickle alike; of floats -0.0 == 0.0 does not.
-                    if now is not then and not (type(now) is type(then) and type(now) in (int, str) and now == then):
-                        return False
-                    index += 1
-            except ValueError:
-                return False
-    for (variables, name), value in entry.watched:  # noqa: SIM110 - a generator would double the time
-        if variables.get(name, _MISSING) is not value:
+def _definition(function: FunctionType) -> tuple[Any, ...]:
+    """The rest of what a function's code does not tell."""
+    known = (
+        function.__globals__,
+        function.__qualname__,
+        function.__name__,
+        function.__module__,
+        function.__doc__,
+    )
+    annotations = function.__annotations__
+    return (*known, *annotations, *annotations.values()) if annotations else known
+
+
+def _same(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
+    if len(now) != len(then):
+        return False
+    for one, other in zip(now, then):  # noqa: B905 - their lengths are equal
+        # Equal ints and strings pickle alike; of floats -0.0 == 0.0 does not.
+        if one is not other and not (type(one) is type(other) and type(one) in (int, str) and one == other):
             return False
     return True
 
@@ -166,9 +232,7 @@ def _unchanged(entry: _Entry, function: Any) -> bool:
 _MISSING: Final = object()
 
 
-def _watch(
-    function: Any, variables: dict[str, Any], watched: list[tuple[Any, Any]], depth: int
-) -> list[tuple[Any, Any]] | None:
+def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
     """What to compare before the bytes may be used again; None if that cannot be told cheaply."""
     if type(function) is not FunctionType:
         if isinstance(function, type | BuiltinFunctionType) and imports_as(
@@ -210,6 +274,50 @@ def _watch(
             continue
         return None
     return watched
+
+
+def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | None:
+    """As ``_watch`` for a function that is not of ``__main__`` and cannot be imported: its globals go with it."""
+    variables = function.__globals__
+    if variables is main or function.__dict__ or function.__kwdefaults__ or _sends_modules():
+        return None
+    try:
+        defaults, cells = _values(function)
+    except ValueError:
+        return None
+    if not _constant(cells) or not _constant(defaults):
+        return None
+    watched: Watched = []
+    for name in (*global_names(function.__code__), "__path__"):
+        value = variables.get(name, _MISSING)
+        watched.append(((variables, name), value))
+        if value is _MISSING or type(value) in pickling.ATOMS:
+            continue
+        if isinstance(value, ModuleType):
+            if not importable(value.__name__):
+                return None
+            _watch_submodules(value.__name__, function.__code__.co_names, watched)
+        elif not isinstance(value, FunctionType | BuiltinFunctionType | type) or not imports_as(
+            value, value.__module__, value.__qualname__
+        ):
+            return None
+    return watched
+
+
+def _sends_modules() -> bool:
+    # Then what can be imported travels with the function too, and may change.
+    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)
+    return bool(registered())
+
+
+def _watch_submodules(package: str, names: Iterable[str], watched: Watched) -> None:
+    # cloudpickle has those imported where the job runs, if they are here.
+    for name in names:
+        full = f"{package}.{name}"
+        found = sys.modules.get(full, _MISSING)
+        watched.append(((sys.modules, full), found))
+        if found is not _MISSING:
+            _watch_submodules(full, names, watched)
 
 
 class _FunctionView:

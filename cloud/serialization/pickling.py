@@ -9,6 +9,7 @@ definitions behind the names, so that in a worker all functions of one program s
             | b"M" + pickle((pickle, [(name, digest, pickle, …), …]))
                        │         └ applied to the worker's namespace first, each only if its digest is news there
                        └ refers to names, and builds functions over that namespace
+            | b"V" + …                                a variant of a function, see ``variants``
 
 Everything else that plain pickle refuses (classes made at run time, functions over other globals, …) is
 cloudpickle's work; it is imported when first needed, since that takes 30 ms.
@@ -28,6 +29,7 @@ from cloud.errors import SerializationError
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.shared import SHARE_BYTES, Sent, is_shared, pack_shared, unpack_shared
+from cloud.serialization.variants import unpack_variant, varied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
+_MAX_BASES: Final = 64
+_MAX_BASE_BYTES: Final = 1 << 16
 _PICKLE: Final = pickle.PROTO[0]
 _REFERENCE: Final = pickle.STACK_GLOBAL
 """Whatever refers to a module or to ``__main__`` has this byte: protocol 5 has no other way, but by copyreg's codes."""
@@ -62,6 +66,7 @@ class Namespace:
     Attributes:
         received: Digest of each name as last received. A name is assigned only when its digest differs, so what a job
             keeps in a global stays for the next job.
+        bases: What variants of functions were made from here, by its bytes: a function, the definitions it came with.
     """
 
     #: True when its other side is a process of this machine that takes large buffers beside the bytes.
@@ -71,6 +76,7 @@ class Namespace:
         self.variables = variables
         self.key = key
         self.received: dict[str, bytes] = {}
+        self.bases: dict[bytes, tuple[FunctionType, list[Row]]] = {}
 
     def known_there(self, name: str) -> bool:
         """True when the other side has this name from elsewhere, so that it need not be sent."""
@@ -529,6 +535,8 @@ def loads(payload: Any, namespace: Namespace | None = None) -> Any:
     table: list[Any] = []
     if payload[0] == 77:  # b"M"
         payload, table = pickle.loads(memoryview(payload)[1:])
+    elif payload[0] == 86:  # b"V"
+        return _load_variant(payload, namespace)
     elif namespace is _active.namespace:
         return pickle.loads(payload, buffers=buffers)
     before = _active.namespace, _active.fresh
@@ -539,6 +547,26 @@ def loads(payload: Any, namespace: Namespace | None = None) -> Any:
         return pickle.loads(payload, buffers=buffers)
     finally:
         _active.namespace, _active.fresh = before
+
+
+def _load_variant(payload: bytes, namespace: Namespace | None) -> FunctionType:
+    base, defaults, cells = unpack_variant(payload)
+    if namespace is None:
+        function = loads(base)
+        return varied(function, function.__globals__, defaults, cells)
+    function, table = namespace.bases.get(base, (None, ()))
+    # Other jobs may have brought other definitions since.
+    if function is None or any(namespace.received.get(row[0]) != row[1] for row in table):
+        function = loads(base, namespace)
+        if len(base) <= _MAX_BASE_BYTES:
+            if len(namespace.bases) >= _MAX_BASES:
+                namespace.bases.clear()
+            table = pickle.loads(memoryview(base)[1:])[1] if base[:1] == _BUNDLE else []
+            namespace.bases[base] = function, table
+    variables = function.__globals__
+    # Globals that came along from a module are each function's own: jobs may assign to them.
+    own = variables if variables is namespace.variables else variables.copy()
+    return varied(function, own, defaults, cells)
 
 
 def dumps_list(items: list[Any]) -> bytes:

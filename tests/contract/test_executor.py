@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -59,6 +60,16 @@ EXECUTORS: Final[dict[str, Callable[[int], tuple[Executor, Clock]]]] = {
 }
 OWN_PROCESS: Final = ("processes",)
 """Those whose jobs may end the process they run in, and ignore being killed."""
+
+
+class Buffer:
+    """Travels beside the pickle if it is large."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = bytes(data)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Buffer, (pickle.PickleBuffer(self.data),)
 
 
 class House:
@@ -241,6 +252,41 @@ def test_items_of_an_open_map_run(two: House) -> None:
 def test_many_calls(two: House) -> None:
     jids = [two.call(plus_one, x) for x in range(300)]
     assert two.results(jids) == list(range(1, 301))
+
+
+@pytest.mark.parametrize("env_vars", [None, {"NAME": "value"}], ids=["no variables", "variables"])
+@pytest.mark.parametrize("n_argument", [1, 1 << 20], ids=["small argument", "large argument"])
+@pytest.mark.parametrize("n_function", [1, 1 << 15, 1 << 17, 1 << 20])
+def test_a_function_for_one_call_arrives_beside_everything_else(
+    two: House, n_function: int, n_argument: int, env_vars: dict[str, str] | None
+) -> None:
+    held = [b"f" * n_function]
+
+    def function(given: Any) -> tuple[bytes, int, str | None]:
+        return held[0], len(given.data), os.environ.get("NAME")
+
+    values: dict[str, Any] = {} if env_vars is None else {"env_vars": env_vars}
+    jids = []
+    for n in range(3):
+        held[0] = held[0][:-1] + str(n).encode()
+        jids.append(two.call(function, Buffer(b"a" * n_argument), **values))
+    jids += two.map(function, [Buffer(b"a")], **values)
+    contents = [b"f" * (n_function - 1) + number for number in (b"0", b"1", b"2", b"2")]
+    name = env_vars and "value"
+    assert two.results(jids) == [
+        (content, n, name) for content, n in zip(contents, [n_argument] * 3 + [1], strict=True)
+    ]
+
+
+def test_many_functions(two: House) -> None:
+    def make(n: int) -> Callable[[int], int]:
+        return lambda x: x + n
+
+    functions = [make(n) for n in range(600)]
+    for _ in range(2):
+        assert two.results([two.call(function, 1) for function in functions]) == list(range(1, 601))
+    assert two.results([two.call(functions[n % 2], 1) for n in range(6)]) == [1, 2] * 3
+    assert [two.results(two.map(functions[0], [1, 2])), two.result(two.call(functions[0], 3))] == [[1, 2], 3]
 
 
 def test_submitting_from_several_threads(two: House) -> None:

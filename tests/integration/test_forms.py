@@ -210,6 +210,45 @@ def test_an_interactive_console(program: Start) -> None:
     assert program(CELLS + run, env={"CLOUD_NUM_PROCS": "1"}).succeeded() == CELLS_DONE
 
 
+def test_functions_that_a_program_makes_again_and_again(program: Start) -> None:
+    assert (
+        program(
+            """
+        import cloud.mp as cloud
+
+        SCALE = 10
+
+        def helper(x):
+            return x * SCALE
+
+        def scaled(n):
+            return lambda x=n: (helper(n), x)
+
+        def counter(n):
+            def count():
+                nonlocal n
+                n += 1
+                return n
+            return count
+
+        if __name__ == "__main__":
+            for n in range(4):
+                assert cloud.result(cloud.call(scaled(n))) == (10 * n, n)
+            SCALE = 20
+            jids = [cloud.call(scaled(n)) for n in range(300)]
+            assert cloud.result(jids) == [(20 * n, n) for n in range(300)]
+            one = scaled(1)
+            assert cloud.result([cloud.call(one) for _ in range(4)]) == [(20, 1)] * 4
+            counters = [counter(0), counter(5)]
+            assert [cloud.result(cloud.call(counters[n % 2])) for n in range(6)] == [1, 6] * 3
+            assert [cloud.result(cloud.call(counters[0])) for _ in range(3)] == [1] * 3
+            print("all is well")
+        """
+        ).succeeded()
+        == "all is well\n"
+    )
+
+
 def test_a_function_of_a_namespace_that_is_no_module(program: Start) -> None:
     assert (
         program(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
+_MAX_INSIDE_BYTES: Final = 1 << 16
+"""Up to this size, functions that are for one call only travel in its frame."""
 _FRAME_AND_RUN: Final = struct.Struct(ch.FRAME.format + ch.RUN_HEAD.format[1:])
 
 _OWN_FAULT_SIGNALS: Final = frozenset(
@@ -156,7 +158,10 @@ class WorkerHandle:
             batch = task.batch
             function, context = batch.function, batch.context
             token = function.token
-            if token not in self._functions:
+            is_inside = not (function.reusable or batch.is_map or size_of(function.payload) > _MAX_INSIDE_BYTES)
+            if is_inside:
+                token = ch.INSIDE
+            elif token not in self._functions:
                 self._add_function(token, function.payload, parts)
             if context[0] not in self._contexts:
                 if len(self._contexts) > 64:
@@ -172,6 +177,8 @@ class WorkerHandle:
             else:
                 flags = ch.run_flags(options, reusable=function.reusable)
                 extras = _extras(options.env_vars)
+            if is_inside:
+                extras += ch.sized(function.payload)
             attempt = 1 if batch.attempts is None else batch.attempt(task.start)
             if batch.arguments is not None:
                 arguments = batch.arguments
@@ -426,10 +433,7 @@ def _copy_of(fd: int) -> int:
 
 
 def _extras(env_vars: dict[str, str] | None) -> bytes:
-    if not env_vars:
-        return b""
-    content = pickling.dumps_plain(env_vars)
-    return len(content).to_bytes(4, "little") + content
+    return ch.sized(pickling.dumps_plain(env_vars)) if env_vars else b""
 
 
 def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str, int | None, bool]:

@@ -194,9 +194,10 @@ class Worker:
         offset = ch.RUN_HEAD.size
         extras: dict[str, str] = {}
         if flags & ch.EXTRAS:
-            length = int.from_bytes(body[offset : offset + 4], "little")
-            extras = pickling.loads(body[offset + 4 : offset + 4 + length])
-            offset += 4 + length
+            packed, offset = ch.cut(body, offset)
+            extras = pickling.loads(packed)
+        if token == ch.INSIDE:
+            self._payloads[token], offset = ch.cut(body, offset)
         self._jid_offset, self.depth = jid - position, depth
 
         def load() -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
