@@ -172,7 +172,7 @@ class Engine(Source):
                 return 0
             self._check(DEFAULT_OPTIONS, depth)
             jid = self._store.new_jids(1)
-            self._intake.put((jid, function, context, depth, self.clock.now(), arguments))
+            self._intake.append((jid, function, context, depth, self.clock.now(), arguments))
             return jid
 
     def _empty_intake(self) -> None:

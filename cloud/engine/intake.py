@@ -29,16 +29,11 @@ Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], int, float, bytes]"
 """jid, function, context, depth, created, arguments."""
 
 
-class Intake:
-    """Calls in the order of their jids. One that a signal handler makes amid another may come before it."""
+class Intake(deque[Taken]):
+    """Calls in the order of their jids. One that a signal handler makes amid another may come before it.
 
-    def __init__(self) -> None:
-        self._taken: deque[Taken] = deque()
-        #: All of a call at once: whatever interrupts the caller finds it whole, or not at all.
-        self.put = self._taken.append
-
-    def __len__(self) -> int:
-        return len(self._taken)
+    Each is one entry, put in one step: whatever interrupts the caller finds it whole, or not at all.
+    """
 
     @staticmethod
     def takes(function: Function, arguments: bytes) -> bool:
@@ -51,12 +46,11 @@ class Intake:
         Args:
             tokens: For their chunks.
         """
-        taken = self._taken
-        while taken:
-            jid, function, context, depth, created, arguments = taken.popleft()
+        while self:
+            jid, function, context, depth, created, arguments = self.popleft()
             together = [arguments]
-            while taken and len(together) < _MAX_TOGETHER:
-                other = taken[0]
+            while self and len(together) < _MAX_TOGETHER:
+                other = self[0]
                 if (
                     other[0] != jid + len(together)
                     or other[1] is not function
@@ -65,7 +59,7 @@ class Intake:
                     or other[4] - created > _TOGETHER_S
                 ):
                     break
-                together.append(taken.popleft()[5])
+                together.append(self.popleft()[5])
             n = len(together)
             if n == 1:
                 yield Batch(jid, function, context, DEFAULT_OPTIONS, depth, created, arguments)

@@ -50,7 +50,7 @@ def taken(jid: int, function: Function = WORK, context: Any = HERE, depth: int =
 def test_only_what_is_alike_and_adjoins_shares_a_batch(calls: list[Any], expected: list[int]) -> None:
     intake = Intake()
     for call in calls:
-        intake.put(call)
+        intake.append(call)
     assert len(intake) == len(calls)
     assert sizes(intake) == expected
     assert not intake
@@ -59,7 +59,7 @@ def test_only_what_is_alike_and_adjoins_shares_a_batch(calls: list[Any], expecte
 def test_a_batch_has_everything_of_its_calls() -> None:
     intake = Intake()
     for jid in (7, 8, 9):
-        intake.put(taken(jid, depth=2, at=3.0))
+        intake.append(taken(jid, depth=2, at=3.0))
     (batch,) = intake.batches(count(5))
     assert (batch.jid0, batch.n, batch.depth, batch.created, batch.context) == (7, 3, 2, 3.0, HERE)
     assert batch.function is WORK
@@ -75,7 +75,7 @@ def test_a_batch_has_everything_of_its_calls() -> None:
 
 def test_a_single_call_stays_one() -> None:
     intake = Intake()
-    intake.put(taken(7))
+    intake.append(taken(7))
     (batch,) = intake.batches(count(5))
     assert not batch.is_map
     assert batch.arguments == b"7"

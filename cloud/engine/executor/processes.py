@@ -345,7 +345,7 @@ class ProcessExecutor(Executor):
         for kind, body in frames:
             if kind == ch.OUTCOME:
                 position, n = _OUTCOME_BODY.unpack_from(body)
-                if n == 1 and type(body) is bytes:
+                if n == 1 and type(body) is bytes and len(frames) > 1:
                     alike.append(body)
                     continue
                 self._finish_each(worker, alike)

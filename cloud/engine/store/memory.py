@@ -65,7 +65,8 @@ class MemoryStore(Store):
         start = stop = 0
         for jid in jids:
             if jid != stop:
-                found += self._contiguous(start, stop)
+                if start != stop:
+                    found += self._contiguous(start, stop)
                 start = jid
             stop = jid + 1
         found += self._contiguous(start, stop)
