@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cloud.client.cloud import Cloud
+from cloud.engine.channel import WRITTEN
 from cloud.errors import CloudException, WorkerLost
 from tests.integration import jobs
 from tests.integration.support import executor_of, exists, lines_of, template_pid, until, worker_pids
@@ -176,6 +177,16 @@ def test_a_worker_lost_again_and_again_is_an_error_in_the_end(mp: Cloud) -> None
     with pytest.raises(WorkerLost):
         mp.result(mp.call(jobs.kill_self, signal.SIGTERM, _restartable=False), timeout=10)
     assert mp.info(2, "attempt")[2]["attempt"] == 1
+
+
+def test_a_worker_whose_shared_memory_makes_no_sense_is_replaced(start: Opener, witness: Path) -> None:
+    cloud = start(1)
+    jids = cloud.map(jobs.noted_square, [str(witness)] * 300, range(300), [0.001] * 300)
+    until(lambda: lines_of(witness), "an item runs")
+    (pid,), (worker,) = worker_pids(cloud), executor_of(cloud)._workers.values()
+    worker.slots[WRITTEN] = 1 << 61
+    assert cloud.result(jids, timeout=20) == [x * x for x in range(300)]
+    assert worker_pids(cloud) != [pid]
 
 
 def test_idle_workers_that_are_killed_are_not_missed(start: Opener, witness: Path) -> None:
