@@ -135,6 +135,11 @@ class WorkerHandle:
         """False for a worker that is ending or in the middle of giving work back."""
         return not (self.retired or self.dead or self.taking_back is not None or self.kill_at is not None)
 
+    @property
+    def takes_more(self) -> bool:
+        """True for a worker that takes work ahead of what it runs: it has read what it was given."""
+        return self.takes_work and not self.pending
+
     # --- giving work --------------------------------------------------------------------------------------------------
 
     def give(self, tasks: list[Task]) -> None:
