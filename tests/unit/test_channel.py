@@ -17,7 +17,8 @@ from cloud.engine import channel as ch
 from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.stream import WITH_SEGMENT, FrameStream
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
-from cloud.serialization.shared import Segment, memory_file
+from cloud.serialization.memory import memory_file
+from cloud.serialization.shared import Segment
 
 LARGE = 1 << 17
 """Frames from this size on are read to where they belong."""
@@ -197,7 +198,7 @@ def test_both_ends_agree(shapes: list[tuple[int, int]]) -> None:
 
 
 def segment_of(content: bytes) -> Segment:
-    segment = Segment.write([memoryview(content)])
+    segment = Segment.write([[content]])
     assert segment is not None
     return segment
 

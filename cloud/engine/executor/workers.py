@@ -19,7 +19,8 @@ from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS, Environment
 from cloud.serialization import pickling
-from cloud.serialization.shared import Segment, SharedBytes, memory_file, size_of
+from cloud.serialization.memory import MemoryFile, memory_file
+from cloud.serialization.shared import Segment, SharedBytes, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class WorkerHandle:
 
     def share_tracker(self, fd: int) -> None:
         """Give it the program's tracker of shared memory."""
-        self.write(ch.frame(ch.TRACKER | WITH_SEGMENT), Segment(os.dup(fd), 0))
+        self.write(ch.frame(ch.TRACKER | WITH_SEGMENT), Segment(MemoryFile(os.dup(fd)), 0, 0))
 
     def initialize(self, context: tuple[int, bytes], payload: bytes) -> None:
         """Send the initializer that runs before its first task, and where; an empty payload means the inherited one."""
