@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice, zip_longest
+from sys import getsizeof
 from types import FunctionType, MethodType
 
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
-from cloud.serialization.shared import SharedBytes, attach, size_of
+from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,18 +69,23 @@ def pickle_call(
         SerializationError: One cannot be pickled; the message names it.
         PayloadTooLarge: One is larger than ``limit`` bytes (0: no limit).
     """
+    share = namespace is None or namespace.shares
     try:
-        if not kwargs and pickling.ATOMS.issuperset(map(type, args)):
+        if not kwargs and pickling.ATOMS.issuperset(map(type, args)) and not (share and _are_large(args)):
             content = pickling.dumps_plain((args, kwargs))
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
         else:
-            content = pickling.dumps((args, kwargs), namespace, share=namespace is None or namespace.shares)
+            content = pickling.dumps((args, kwargs), namespace, share=share)
     except Exception as exc:
         raise _refusal(args, kwargs, exc, plain=plain) from exc
     if limit and size_of(content) > limit:
         raise too_large(size_of(content), limit, args, kwargs)
     return content
+
+
+def _are_large(args: tuple[Any, ...]) -> bool:
+    return max(map(getsizeof, args), default=0) >= SHARE_BYTES
 
 
 def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloud.client.arguments import pickle_call
 from cloud.serialization import memory, pickling
 from cloud.serialization.memory import HIGH_FD, MemoryFile, max_files, max_mappings
 from cloud.serialization.shared import SHARE_BYTES, Segment, SharedBytes, inline
@@ -192,6 +194,45 @@ def test_what_cannot_be_written_to_a_file_goes_into_the_pickle() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert type(made) is bytes
     assert is_full_of(pickling.loads(made), 5)
+
+
+# --- large pickles ----------------------------------------------------------------------------------------------------
+
+LARGE = b"abc" * N
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LARGE,
+        "\u00e4" * N,
+        bytearray(LARGE),
+        [LARGE, {"one": LARGE[1:], "two": [1, "x" * N]}],
+        [str(number) * 10 for number in range(50_000)],
+        (LARGE, np.arange(N), 3),
+    ],
+    ids=["bytes", "str", "bytearray", "nested", "many", "beside an array"],
+)
+def test_large_pickles_travel_beside(value: Any) -> None:
+    arguments = pickle_call((value,), {}, None, plain=False, limit=0)
+    result = pickling.dumps_result(((value,), {}), pickling.Namespace({}), share=True)
+    for made in (arguments, result):
+        assert isinstance(made, SharedBytes)
+        assert len(made) < 1000
+        for payload in (made, inline(made), made):
+            args, kwargs = pickling.loads(payload)
+            assert pickle.dumps((args, kwargs)) == pickle.dumps(((value,), {}))
+
+
+def test_a_bytearray_is_taken_as_it_was() -> None:
+    value = bytearray(LARGE)
+    made = pickle_call((value,), {}, None, plain=False, limit=0)
+    value[:] = b""
+    assert pickling.loads(made) == ((bytearray(LARGE),), {})
+
+
+def test_nothing_goes_beside_to_another_machine() -> None:
+    assert type(pickle_call((LARGE,), {}, pickling.Namespace({}), plain=False, limit=0)) is bytes
 
 
 def test_a_segment_ends_where_its_last_buffer_does() -> None:
