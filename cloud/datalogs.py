@@ -33,6 +33,7 @@ from cloud.jobs import DONE, ERROR_TEXT, PACKED, STATUS_LABELS, STDERR, STDOUT, 
 from cloud.logs import logger
 from cloud.serialization import pickling
 from cloud.serialization.describe import describe_arguments, describe_function, describe_value, type_name
+from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         """What the reports need of a backend."""
 
         @property
-        def namespace(self) -> pickling.Namespace | None: ...
+        def namespace(self) -> Namespace | None: ...
         def now(self) -> float: ...
         def outcomes(self, jids: range) -> list[tuple[int, int, int, bytes]]: ...
         def on_each_final(self, jids: range, notify: Callable[[int, int, int], None]) -> None: ...
@@ -248,7 +249,7 @@ def _head(backend: Jobs, function: Function, func: Callable[..., Any] | None) ->
     return {"submitted": datetime.fromtimestamp(backend.now(), UTC).isoformat(), "function": facts}
 
 
-def _results(outcome: Outcome, n: int, namespace: pickling.Namespace | None) -> list[dict[str, Any]]:
+def _results(outcome: Outcome, n: int, namespace: Namespace | None) -> list[dict[str, Any]]:
     """What each of the n jobs of an outcome returned, or how else it ended."""
     facts: dict[str, Any] = {"status": STATUS_LABELS[outcome.status], "runtime_s": outcome.runtime_s / n}
     if outcome.status != DONE:

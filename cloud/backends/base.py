@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from cloud.errors import CloudException
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization.functions import Function
-from cloud.serialization.pickling import Namespace
+from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

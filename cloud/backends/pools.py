@@ -16,6 +16,7 @@ from cloud.engine.executor.pooled import PooledProcesses
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.pooled import Inherited
 from cloud.serialization import pickling
+from cloud.serialization.namespace import CopiedNamespace, Namespace
 
 _DISMISS_S: Final = 6.0
 
@@ -29,9 +30,9 @@ class PoolBackend(LocalBackend):
         namespace: Given when the workers are forked from this process.
     """
 
-    namespace: pickling.Namespace | None = None
+    namespace: Namespace | None = None
 
-    def __init__(self, engine: Engine, workers: PooledProcesses, namespace: pickling.Namespace | None) -> None:
+    def __init__(self, engine: Engine, workers: PooledProcesses, namespace: Namespace | None) -> None:
         super().__init__("pool", engine, "multiprocessing")
         self._workers = workers
         self.namespace = namespace
@@ -69,7 +70,7 @@ def open_pool(
             payload = pickling.dumps((initializer, initargs), share=True)
         except Exception:  # noqa: BLE001 - whatever refuses to be pickled, inheritance hands it on
             fork = True
-    namespace = pickling.CopiedNamespace() if fork else None
+    namespace = CopiedNamespace() if fork else None
     workers = PooledProcesses(
         n,
         initializer=payload,

@@ -11,7 +11,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.simulated import SimulatedExecutor
 from cloud.engine.executor.swapped import program_snapshot
 from cloud.engine.store.memory import JidSource, MemoryStore
-from cloud.serialization.pickling import Namespace
+from cloud.serialization.namespace import Namespace
 
 
 class _ProgramContexts(Contexts):

@@ -12,6 +12,7 @@ from cloud.engine.worker.surroundings import snapshot
 from cloud.jobs import JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
+from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ class WorkerBackend(RemoteBackend):
 
     name = "worker"
     simulated = True
-    namespace: pickling.Namespace | None = None
+    namespace: Namespace | None = None
 
-    def __init__(self, link: Link, namespace: pickling.Namespace) -> None:
+    def __init__(self, link: Link, namespace: Namespace) -> None:
         super().__init__()
         self._link = link
         self.namespace = namespace

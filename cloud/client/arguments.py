@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice, zip_longest
+from sys import getsizeof
 from types import FunctionType, MethodType
 
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
 from cloud.serialization.explain import cannot_pickle
-from cloud.serialization.shared import SharedBytes, attach, size_of
+from cloud.serialization.namespace import Namespace
+from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 def pickle_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], namespace: pickling.Namespace | None, *, plain: bool, limit: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], namespace: Namespace | None, *, plain: bool, limit: int
 ) -> bytes:
     """The arguments of one call as bytes.
 
@@ -68,18 +70,23 @@ def pickle_call(
         SerializationError: One cannot be pickled; the message names it.
         PayloadTooLarge: One is larger than ``limit`` bytes (0: no limit).
     """
+    share = namespace is None or namespace.shares
     try:
-        if not kwargs and pickling.ATOMS.issuperset(map(type, args)):
+        if not kwargs and pickling.ATOMS.issuperset(map(type, args)) and not (share and _are_large(args)):
             content = pickling.dumps_plain((args, kwargs))
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
         else:
-            content = pickling.dumps((args, kwargs), namespace, share=namespace is None or namespace.shares)
+            content = pickling.dumps((args, kwargs), namespace, share=share)
     except Exception as exc:
         raise _refusal(args, kwargs, exc, plain=plain) from exc
     if limit and size_of(content) > limit:
         raise too_large(size_of(content), limit, args, kwargs)
     return content
+
+
+def _are_large(args: tuple[Any, ...]) -> bool:
+    return max(map(getsizeof, args), default=0) >= SHARE_BYTES
 
 
 def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:
@@ -133,7 +140,7 @@ def items_of(verb: str, iterables: tuple[Any, ...]) -> Iterable[Any]:
 
 def chunks_of(
     items: Iterable[Any],
-    namespace: pickling.Namespace | None,
+    namespace: Namespace | None,
     *,
     tuples: bool,
     plain: bool = False,
@@ -167,7 +174,7 @@ def chunks_of(
 
 def pack_items(
     block: list[Any],
-    namespace: pickling.Namespace | None,
+    namespace: Namespace | None,
     *,
     tuples: bool,
     plain: bool = False,
@@ -182,7 +189,7 @@ def pack_items(
 
 
 def _separate(
-    block: list[Any], namespace: pickling.Namespace | None, *, tuples: bool, plain: bool, limit: int
+    block: list[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
 ) -> Iterator[tuple[int, int, bytes]]:
     pickles: list[bytes] = []
     size = 0

@@ -20,6 +20,7 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.exceptions import loads_exception
+from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SharedBytes, attach
 
 TYPE_CHECKING = False
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def decode(
-    jids: Jids, segments: list[Segment], namespace: pickling.Namespace | None
-) -> tuple[list[Any], list[CloudException]]:
+def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> tuple[list[Any], list[CloudException]]:
     """The value of each job in order; a failed job's CloudException takes its place. And these exceptions again."""
     values: list[Any] = []
     failures: list[CloudException] = []
@@ -75,7 +74,7 @@ def _unreadable(jid: int, cause: Exception) -> SerializationError:
     return error
 
 
-def failure(jid: int, outcome: Outcome, namespace: pickling.Namespace | None) -> CloudException:
+def failure(jid: int, outcome: Outcome, namespace: Namespace | None) -> CloudException:
     """The exception for a job that ended badly, its own exception as ``__cause__`` where it can be rebuilt."""
     status = outcome.status
     label = STATUS_LABELS[status]

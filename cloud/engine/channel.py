@@ -25,7 +25,7 @@ import os
 import struct
 
 from cloud.jobs import JobOptions
-from cloud.serialization.shared import mapped
+from cloud.serialization.memory import mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ import fcntl
 import os
 import resource
 
-from cloud.serialization.shared import max_segments
+from cloud.serialization.memory import HIGH_FD, max_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_HIGH_FD: Final = 512
 _N_OTHERS: Final = 16
 
 
@@ -35,18 +34,10 @@ def full(exc: OSError) -> bool:
     return exc.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ETOOMANYREFS)
 
 
-def move_out_of_reach(fd: int) -> int:
-    """As ``out_of_reach``, in place of ``fd``; which stays where it is when there are no other numbers."""
-    try:
-        return off_stdio(fd, _HIGH_FD)
-    except OSError:
-        return fd
-
-
 def out_of_reach(fd: int) -> int:
     """A copy under a high number: code that closes every low descriptor, or that files are opened by, misses it."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
     except OSError:
         return os.dup(fd)  # RLIMIT_NOFILE allows no such number
 
@@ -56,4 +47,4 @@ def n_spare() -> int:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return 1 << 30
-    return soft - max_segments() - _N_OTHERS
+    return soft - max_files() - _N_OTHERS

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""
 _MAX_TASKS: Final = 256
+_MAX_BYTES: Final = 1 << 18
+"""About as much as a socket takes: more would be joined and kept here, and made again if it is taken back."""
 _NEVER: Final = float("inf")
 
 
@@ -86,7 +88,7 @@ class Queue:
         # A worker that was refilled for ever would never leave its slot to one of another environment.
         if lane is None or (not idle and len(self._lanes) > 1 and lane is not self._first_lane()):
             return tasks
-        spent_s, shared, share = 0.0, None, 1
+        spent_s, n_bytes, shared, share = 0.0, 0, None, 1
         for priority in lane.priorities:
             queue = lane.queues[priority]
             while queue:
@@ -112,6 +114,9 @@ class Queue:
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
                 if batch.arguments is not None:
+                    n_bytes += len(batch.arguments)
+                    if n_bytes > _MAX_BYTES and tasks:
+                        return tasks
                     self._drop_first(lane, queue)
                 else:
                     if batch is not shared:

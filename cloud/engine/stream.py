@@ -1,7 +1,8 @@
 """Frames over a socket that does not block, with descriptors beside some of them.
 
 Both ends of a worker's channel use it. A frame whose kind has ``WITH_SEGMENT`` set comes with one descriptor: of the
-segment that belongs to its payload (see ``serialization.shared``).
+file with the segment that belongs to its payload (see ``serialization.shared``). A small frame before it, which only
+this module sees, says where in the file that is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import struct
 from collections import deque
 
 from cloud.engine.channel import FRAME
-from cloud.engine.descriptors import full, move_out_of_reach
+from cloud.engine.descriptors import full
+from cloud.serialization.memory import MemoryFile, move_out_of_reach
 from cloud.serialization.shared import Segment, attach
 
 TYPE_CHECKING = False
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Any, Final, TypeAlias
 
 WITH_SEGMENT: Final = 0x80
+_PLACE_KIND: Final = 0xFF
+_PLACE: Final = struct.Struct("<QQ")
+_PLACE_FRAME: Final = struct.Struct(FRAME.format + "QQ")
 _READ_BYTES: Final = 1 << 18
 _LARGE_BYTES: Final = 1 << 17
 _MAX_DESCRIPTORS: Final = 64
@@ -56,6 +61,7 @@ class FrameStream:
         self._socket.setblocking(False)
         self.fd = fd
         self.descriptors: deque[int] = deque()
+        self._places: deque[tuple[int, int]] = deque()
         self._unsent: deque[tuple[memoryview, Segment | None]] = deque()
         # Allocated once: memory of this size for each message would be mapped and unmapped by the system.
         self._buffer = memoryview(bytearray(_READ_BYTES))
@@ -90,6 +96,8 @@ class FrameStream:
                 return True
             self._unsent.append((memoryview(data)[sent:], None))
             return False
+        if segment is not None:
+            data = b"".join((_PLACE_FRAME.pack(_PLACE.size, _PLACE_KIND, segment.offset, segment.n_bytes), data))
         self._unsent.append((memoryview(data), segment))
         return self.send_rest()
 
@@ -152,7 +160,10 @@ class FrameStream:
                 self._large[: end - offset] = memoryview(data)[offset:]
                 return frames
             body = data[offset : offset + length]
-            frames.append((kind, body) if kind < WITH_SEGMENT else self._frame(kind, body))
+            if kind == _PLACE_KIND:
+                self._places.append(_PLACE.unpack(body))
+            else:
+                frames.append((kind, body) if kind < WITH_SEGMENT else self._frame(kind, body))
             offset += length
         self._rest = data[offset:]
         return frames
@@ -178,7 +189,7 @@ class FrameStream:
         if kind < WITH_SEGMENT:
             return kind, body
         fd = self.descriptors.popleft()
-        segment = Segment(fd, os.fstat(fd).st_size if fd >= 0 else 0)
+        segment = Segment(MemoryFile.received(fd) if fd >= 0 else None, *self._places.popleft())
         segment.settle()
         return kind - WITH_SEGMENT, attach(bytes(body), segment)
 

@@ -16,7 +16,7 @@ import sys
 from mmap import mmap
 from typing import Any, Final
 
-from cloud.serialization.shared import memory_file
+from cloud.serialization.memory import memory_file
 
 __all__ = ["SharedArrays"]
 

@@ -26,7 +26,7 @@ from cloud.pool.errors import unsent_error
 if TYPE_CHECKING:
     from cloud.backends.base import MapWriter
     from cloud.pool.placing import Place
-    from cloud.serialization.pickling import Namespace
+    from cloud.serialization.namespace import Namespace
 
 __all__ = ["Feed", "Sink", "extend"]
 

@@ -15,6 +15,7 @@ from cloud.client.cloud import Cloud
 from cloud.errors import BackendClosed, UnsupportedOperation
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization import pickling
+from cloud.serialization.namespace import CopiedNamespace, Namespace
 
 __all__ = ["OwnWorkers", "Place", "Shared", "shared_place"]
 
@@ -189,10 +190,10 @@ def _open_simulator(processes: int, *, fork: bool) -> Cloud:
 
 
 def _needs_inheritance(func: Callable[..., Any]) -> bool:
-    return not _can_pickle(func, None) and _can_pickle(func, pickling.CopiedNamespace())
+    return not _can_pickle(func, None) and _can_pickle(func, CopiedNamespace())
 
 
-def _can_pickle(func: Callable[..., Any], namespace: pickling.Namespace | None) -> bool:
+def _can_pickle(func: Callable[..., Any], namespace: Namespace | None) -> bool:
     try:
         pickling.dumps(func, namespace)
     except Exception:  # noqa: BLE001 - whatever the user's objects raise when they refuse

@@ -4,6 +4,7 @@ Used on the two ends of a job only, the submitting process and the worker; every
 
 ``pickling``    values and by-value functions, and the shared globals of a program's ``__main__``
 ``functions``   a function made ready to travel, and which of them need not be pickled again
+``namespace``   which ``__main__`` is meant
 ``variants``    functions that differ in nothing but values, made again and again
 ``exceptions``  exceptions with their causes, contexts, notes and groups
 ``large``       which large globals are what they were

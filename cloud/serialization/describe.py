@@ -12,6 +12,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from cloud.serialization import pickling
 from cloud.serialization.facts import cell_content, global_names, imports_as
+from cloud.serialization.namespace import Namespace, program_main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def describe_value(value: object, namespace: pickling.Namespace | None, name: str = "") -> Facts:
+def describe_value(value: object, namespace: Namespace | None, name: str = "") -> Facts:
     """Name, type and size of one object: ``{"name", "type", "size_bytes"}``, or ``error`` for the size."""
     facts: Facts = {"name": name} if name else {}
     facts["type"] = type_name(value)
@@ -38,14 +39,14 @@ def describe_value(value: object, namespace: pickling.Namespace | None, name: st
 
 
 def describe_arguments(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], namespace: pickling.Namespace | None
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], namespace: Namespace | None
 ) -> list[Facts]:
     """One entry for each argument of a call, in order, under the names of the function's parameters."""
     named: list[tuple[str, object]] = list(zip(_names(func, len(args)), args, strict=True))
     return [describe_value(value, namespace, name) for name, value in [*named, *kwargs.items()]]
 
 
-def describe_function(func: Callable[..., Any], namespace: pickling.Namespace | None) -> Facts:
+def describe_function(func: Callable[..., Any], namespace: Namespace | None) -> Facts:
     """What travels with a function.
 
     Returns:
@@ -67,9 +68,9 @@ def describe_function(func: Callable[..., Any], namespace: pickling.Namespace | 
 
 
 class _Captured:
-    def __init__(self, namespace: pickling.Namespace | None) -> None:
+    def __init__(self, namespace: Namespace | None) -> None:
         self._namespace = namespace
-        self._variables = pickling.program_main() if namespace is None else namespace.variables
+        self._variables = program_main() if namespace is None else namespace.variables
         self._seen: set[int] = set()
         self.by_value = False
         self.globals: list[Facts] = []

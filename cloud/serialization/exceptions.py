@@ -10,6 +10,7 @@ from types import TracebackType
 
 from cloud.errors import JobFailed
 from cloud.serialization import pickling
+from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 _MAX_DEPTH: Final = 50
 
 
-def dumps_exception(exc: BaseException, namespace: pickling.Namespace) -> bytes | None:
+def dumps_exception(exc: BaseException, namespace: Namespace) -> bytes | None:
     """Bytes of the exception and its chain, or None if the outermost cannot be rebuilt elsewhere."""
     node = _to_node(exc, namespace, set(), 0)
     return None if node is None or node[0] is None else pickling.dumps_plain(node)
 
 
-def loads_exception(content: bytes, namespace: pickling.Namespace | None = None) -> BaseException | None:
+def loads_exception(content: bytes, namespace: Namespace | None = None) -> BaseException | None:
     """The exception of ``dumps_exception``, or None if it cannot be rebuilt in this process."""
     try:
         return _from_node(pickling.loads(content), namespace)
@@ -33,9 +34,7 @@ def loads_exception(content: bytes, namespace: pickling.Namespace | None = None)
         return None
 
 
-def _to_node(
-    exc: BaseException | None, namespace: pickling.Namespace, seen: set[int], depth: int
-) -> tuple[Any, ...] | None:
+def _to_node(exc: BaseException | None, namespace: Namespace, seen: set[int], depth: int) -> tuple[Any, ...] | None:
     if exc is None or id(exc) in seen or depth > _MAX_DEPTH:
         return None
     seen.add(id(exc))
@@ -56,7 +55,7 @@ def _to_node(
     )
 
 
-def _from_node(node: tuple[Any, ...], namespace: pickling.Namespace | None) -> BaseException | None:
+def _from_node(node: tuple[Any, ...], namespace: Namespace | None) -> BaseException | None:
     content = node[0]
     exc = None if content is None else pickling.loads(content, namespace)
     if isinstance(exc, BaseException):
@@ -65,7 +64,7 @@ def _from_node(node: tuple[Any, ...], namespace: pickling.Namespace | None) -> B
     return None
 
 
-def _restore_chain(exc: BaseException, node: tuple[Any, ...], namespace: pickling.Namespace | None) -> None:
+def _restore_chain(exc: BaseException, node: tuple[Any, ...], namespace: Namespace | None) -> None:
     _, cause, context, suppress, members = node
     exc.__cause__ = None if cause is None else _from_node(cause, namespace)
     exc.__context__ = None if context is None else _from_node(context, namespace)

@@ -15,6 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from cloud.serialization import pickling
 from cloud.serialization.facts import global_names, importable, imports_as, rebinds
 from cloud.serialization.large import large_globals
+from cloud.serialization.namespace import Namespace, program_main
 from cloud.serialization.shared import Sent
 from cloud.serialization.variants import pack_variant, without_values
 
@@ -110,7 +111,7 @@ class _Entry:
         self.reusable = made.reusable
         self.watched = watched
 
-    def get(self, function: Any, namespace: pickling.Namespace | None) -> Function | None:
+    def get(self, function: Any, namespace: Namespace | None) -> Function | None:
         """The function's bytes, if they follow from what is known."""
         for (variables, name), value in self.watched:
             if variables.get(name, _MISSING) is not value:
@@ -131,7 +132,7 @@ class _Entry:
         self.last = made, values
         return made
 
-    def _with_values(self, function: FunctionType, namespace: pickling.Namespace | None) -> Function | None:
+    def _with_values(self, function: FunctionType, namespace: Namespace | None) -> Function | None:
         try:
             values = defaults, cells = _values(function)
         except ValueError:
@@ -159,7 +160,7 @@ class FunctionCache:
         self._large: dict[int, tuple[Any, Sent, Function]] = {}
         self._large_globals: Any = None
 
-    def get(self, function: Callable[..., Any], namespace: pickling.Namespace | None) -> Function:
+    def get(self, function: Callable[..., Any], namespace: Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
 
         Args:
@@ -179,7 +180,7 @@ class FunctionCache:
         payload = pickling.dumps(function, namespace, share=namespace is None or namespace.shares, sent=sent)
         if large is not None and sent is large[1] and payload is large[2].payload:
             return large[2]  # unchanged, to the last byte of its buffers
-        variables = pickling.program_main() if namespace is None else namespace.variables
+        variables = program_main() if namespace is None else namespace.variables
         watched = _watch(function, variables, [], 0)
         reusable = watched is not None
         if type(function) is FunctionType:

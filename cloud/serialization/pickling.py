@@ -28,12 +28,13 @@ from types import CellType, FunctionType, ModuleType
 from cloud.errors import SerializationError
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.large import LargeGlobal
-from cloud.serialization.shared import SHARE_BYTES, Sent, is_shared, pack_shared, unpack_shared
+from cloud.serialization.namespace import Namespace, Row, program_main
+from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
 from cloud.serialization.variants import unpack_variant, varied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeAlias
+    from typing import Any, Final
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
@@ -52,71 +53,6 @@ _OWN_NAMES: Final = frozenset(
 _PLAIN_ERRORS: Final = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, ValueError)
 
 
-Row: TypeAlias = "tuple[str, bytes, bytes, int, int]"
-"""A definition that travels: name, digest, pickle, and which of the payload's buffers are its: the first, how many."""
-
-
-class Namespace:
-    """The globals that stand for one program's ``__main__`` where its jobs run.
-
-    Args:
-        variables: The dict; functions of the program are built over it.
-        key: Tells several namespaces of one process apart (the simulator's from the program's own).
-
-    Attributes:
-        received: Digest of each name as last received. A name is assigned only when its digest differs, so what a job
-            keeps in a global stays for the next job.
-        bases: What variants of functions were made from here, by its bytes: a function, the definitions it came with.
-    """
-
-    #: True when its other side is a process of this machine that takes large buffers beside the bytes.
-    shares: bool = False
-
-    def __init__(self, variables: dict[str, Any], key: str = "") -> None:
-        self.variables = variables
-        self.key = key
-        self.received: dict[str, bytes] = {}
-        self.bases: dict[bytes, tuple[FunctionType, list[Row]]] = {}
-
-    def known_there(self, name: str) -> bool:
-        """True when the other side has this name from elsewhere, so that it need not be sent."""
-        return False
-
-    def apply(self, table: list[Row], buffers: list[memoryview]) -> None:
-        """Take over definitions that are news here."""
-        for name, digest, content, start, n in table:
-            if self.received.get(name) != digest:
-                value = pickle.loads(content, buffers=buffers[start : start + n])
-                self.variables[name] = value
-                self.received[name] = digest
-
-
-class CopiedNamespace(Namespace):
-    """This process's own ``__main__``, for sending to processes that are forked from this one.
-
-    They know the names there were at the fork, except functions and classes that were defined anew since.
-    """
-
-    shares = True
-
-    def __init__(self) -> None:
-        super().__init__(program_main())
-        self._then = {
-            name: value if isinstance(value, FunctionType | type) else None for name, value in self.variables.items()
-        }
-
-    def known_there(self, name: str) -> bool:
-        then = self._then.get(name, self)
-        return then is None or then is self.variables.get(name)
-
-    @staticmethod
-    def of_copy() -> Namespace:
-        """The same on the other side, in the process that was forked."""
-        namespace = Namespace(program_main())
-        namespace.received = dict.fromkeys(namespace.variables, b"")
-        return namespace
-
-
 class _Active(threading.local):
     # What _main_attribute and friends resolve against while a payload is loaded in this thread.
     namespace: Namespace | None = None
@@ -124,11 +60,6 @@ class _Active(threading.local):
 
 
 _active = _Active()
-
-
-def program_main() -> dict[str, Any]:
-    """The globals of this process's own ``__main__``."""
-    return sys.modules["__main__"].__dict__
 
 
 # --- what payloads refer to; renaming these breaks stored payloads ----------------------------------------------------
@@ -369,13 +300,20 @@ def _cloudpickler_class() -> Any:
 _lazy: dict[str, Any] = {}
 
 
+class _Pieces(list["Any"]):
+    """A pickle as it was written. Large bytes are pieces by themselves, and not copied."""
+
+    __slots__ = ()
+    write = list.append
+
+
 def _pickle(
     obj: Any,
     variables: dict[str, Any],
     known: dict[str, bytes] | None,
     root: Any = None,
     buffers: list[memoryview] | None = None,
-) -> tuple[bytes, Any]:
+) -> tuple[_Pieces, Any]:
     """(pickle, the pickler). Large buffers are left out and put into ``buffers``, if that is given."""
 
     def leave_out(buffer: pickle.PickleBuffer) -> bool:
@@ -389,22 +327,32 @@ def _pickle(
         return False
 
     callback = None if buffers is None else leave_out
-    file = io.BytesIO()
-    pickler: Any = _PlainPickler(file, variables, known, root, callback)
+    pieces = _Pieces()
+    pickler: Any = _PlainPickler(pieces, variables, known, root, callback)
     try:
         pickler.dump(obj)
     except (_NeedsCloudpickle, RecursionError, *_PLAIN_ERRORS):
         if buffers:
             buffers.clear()
-        file = io.BytesIO()
-        pickler = _cloudpickler_class()(file, variables, known, root, callback)
+        pieces = _Pieces()
+        pickler = _cloudpickler_class()(pieces, variables, known, root, callback)
         pickler.dump(obj)
-    return file.getvalue(), pickler
+    return pieces, pickler
 
 
-def _beside(content: bytes, buffers: list[memoryview] | None) -> bytes | None:
-    """Content with its buffers in a segment; None if there can be no segment, so that they must go into the pickle."""
-    return pack_shared(content, buffers) if buffers else content
+def _packed(
+    pieces: _Pieces,
+    buffers: list[memoryview] | None,
+    sent: Sent | None = None,
+    proven: int = 0,
+    *,
+    together: bool = False,
+) -> bytes | None:
+    """A payload; None if its buffers must go into the pickle, as there can be no segment."""
+    if not buffers and (buffers is None or sent is not None or sum(map(len, pieces)) < SHARE_BYTES):
+        return b"".join(pieces)
+    shared = pack_shared(pieces, buffers, sent, proven, together=together)
+    return b"".join(pieces) if shared is None and not buffers else shared
 
 
 def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, sent: Sent | None = None) -> bytes:
@@ -423,19 +371,19 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, 
         return pickle.dumps(obj, PROTOCOL)
     variables = program_main() if namespace is None else namespace.variables
     buffers: list[memoryview] | None = [] if share else None
-    content, pickler = _pickle(obj, variables, None, buffers=buffers)
+    pieces, pickler = _pickle(obj, variables, None, buffers=buffers)
     large: list[LargeGlobal] = []
     n_own = 0 if buffers is None else len(buffers)
     if pickler.uses_main:
-        content = _with_definitions(content, pickler, variables, namespace, buffers, large)
-    if not buffers:
-        return content
-    shared = pack_shared(content, buffers, sent, proven=len(buffers) - n_own)
-    if shared is None:
+        bundle = _with_definitions(b"".join(pieces), pickler, variables, namespace, buffers, large)
+        pieces = _Pieces([bundle])
+    payload = _packed(pieces, buffers, sent, 0 if buffers is None else len(buffers) - n_own)
+    if payload is None:
         return dumps(obj, namespace)
-    for each in large:
-        each.keep(variables, shared, buffers)
-    return shared
+    if buffers and isinstance(payload, SharedBytes):
+        for each in large:
+            each.keep(variables, payload, buffers)
+    return payload
 
 
 def _with_definitions(
@@ -463,10 +411,11 @@ def _with_definitions(
         else:
             beside: list[memoryview] | None = None if buffers is None else []
             try:
-                entry, inner = _pickle(value, variables, None, value, beside)
+                pieces, inner = _pickle(value, variables, None, value, beside)
             except Exception as exc:
                 exc.add_note(f"while pickling the global {name!r} of __main__, which the job uses")
                 raise
+            entry = b"".join(pieces)
             references[name] = list(inner.names)
             start = 0 if buffers is None else len(buffers)
             if beside and buffers is not None:
@@ -510,10 +459,10 @@ def dumps_without_functions(obj: Any, namespace: Namespace | None = None) -> byt
 def dumps_result(obj: Any, namespace: Namespace, *, share: bool = False) -> bytes:
     """Pickle what comes *back* from a job: the reader has the program's definitions, so names suffice."""
     buffers: list[memoryview] | None = [] if share else None
-    content, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
+    pieces, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
     if pickler.uses_main:
-        content = _BUNDLE + pickle.dumps((content, []), PROTOCOL)
-    return _beside(content, buffers) or dumps_result(obj, namespace)
+        pieces = _Pieces([_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)])
+    return _packed(pieces, buffers, together=True) or dumps_result(obj, namespace)
 
 
 def dumps_plain(obj: Any) -> bytes:

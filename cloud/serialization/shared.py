@@ -7,20 +7,24 @@ name, so nothing is left behind by a crash.
 ::
 
     SharedBytes   b"S" · n · lengths · pickle          the bytes that travel as bytes
-       .segment ──► buffer 0 | buffer 1 | …            the memory file that travels beside them, each at a page's start
+       .segment ──► buffer 0 | buffer 1 | …            the part of a memory file that travels beside them, each at a
+                                                       page's start; a large pickle is the last of them itself
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import struct
+import threading
+import weakref
 from collections.abc import Sequence
-from mmap import ACCESS_COPY, ACCESS_READ, PAGESIZE, mmap
+from mmap import ACCESS_READ, PAGESIZE
+
+from cloud.serialization.memory import MemoryFile, mapped, max_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Final
+    from typing import Any, Final
 
 SHARE_BYTES: Final = 1 << 18
 """Buffers from this size on travel beside the pickle."""
@@ -28,58 +32,71 @@ SHARE_BYTES: Final = 1 << 18
 _MARK: Final = b"S"
 _INLINE: Final = b"I"
 _COUNT: Final = struct.Struct("<I")
-_WRITE_BYTES: Final = 1 << 30
 _COMPARE_BYTES: Final = 1 << 17
-_N_STDIO: Final = 3
+_MAX_TOGETHER: Final = 8
+_TOGETHER_BYTES: Final = 8 << 20
+"""So many segments, and so much, lie in one file at most: all of it is kept while somebody uses any of it."""
 
 
 class Segment:
-    """Bytes in a memory file, or in memory when there are too many files open.
+    """Bytes in a part of a memory file, or in memory when there are too many files open.
 
     Attributes:
-        fd: Descriptor of the file; -1 when ``data`` holds the bytes, or when it was lost on the way.
-        n_bytes: Its size.
+        file: The file; None when the bytes are in memory, or were lost on the way.
+        offset: Where in it they begin.
+        n_bytes: How many.
     """
 
-    __slots__ = ("data", "fd", "n_bytes")
+    __slots__ = ("_data", "file", "n_bytes", "offset")
 
-    n_open: ClassVar[list[int]] = [0]
-
-    def __init__(self, fd: int, n_bytes: int, data: bytes | None = None) -> None:
-        self.fd = fd
+    def __init__(self, file: MemoryFile | None, offset: int, n_bytes: int) -> None:
+        self.file = file
+        self.offset = offset
         self.n_bytes = n_bytes
-        self.data = data
-        if fd >= 0:
-            self.n_open[0] += 1
+        self._data: bytearray | None = None
 
     @classmethod
-    def write(cls, buffers: Sequence[memoryview]) -> Segment | None:
-        """Copy buffers into a new segment; None when this process should open no more files."""
-        if cls.n_open[0] >= max_segments():
+    def write(cls, buffers: Sequence[Sequence[Any]], *, together: bool = False) -> Segment | None:
+        """Copy buffers into a new segment; None when they do not fit into a file, or there can be no more files.
+
+        Args:
+            buffers: Those, each in pieces.
+            together: It may share a file with others, which then lasts until the last of them is gone.
+        """
+        *others, last = (sum(memoryview(piece).nbytes for piece in pieces) for pieces in buffers)
+        n_bytes = sum(map(_page_aligned, others)) + last
+        file = _file_for(n_bytes) if together else MemoryFile.create()
+        if file is None:
             return None
+        segment = cls(file, file.end, n_bytes)
+        # First: this may be broken off anywhere, by a signal that ends the job.
+        file.end += _page_aligned(n_bytes)
+        file.n_parts += 1
+        at = segment.offset
         try:
-            fd = memory_file()
+            for pieces in buffers:
+                for piece in pieces:
+                    at = file.write(memoryview(piece), at)
+                at = _page_aligned(at)
         except OSError:
-            return None  # others hold all the descriptors there are
-        segment = cls(fd, 0)
-        offset = 0
-        for buffer in buffers:
-            written = 0
-            while written < buffer.nbytes:
-                written += os.pwrite(fd, buffer[written : written + _WRITE_BYTES], offset + written)
-            offset += _page_aligned(buffer.nbytes)
-        os.ftruncate(fd, offset)
-        segment.n_bytes = offset
+            return None  # no memory left, or the limit for files is met: whatever else can be said is said without it
         return segment
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the file."""
+        if self.file is None:
+            raise OSError(errno.EBADF, "this segment has no file")
+        return self.file.fd
 
     def views(self, lengths: Sequence[int]) -> list[memoryview]:
         """The buffers, writable; what is written to them is seen by nobody else."""
-        if self.data is not None:
-            whole = memoryview(bytearray(self.data))
-        elif self.fd < 0:
+        if self._data is not None:
+            whole = memoryview(bytearray(self._data))
+        elif self.file is None:
             raise OSError(errno.EMFILE, "large buffers were lost on the way: this process has too many open files")
         else:
-            whole = memoryview(mapped(self.fd, self.n_bytes, access=ACCESS_COPY))
+            whole = self.file.private(self.offset, self.n_bytes)
         found = []
         offset = 0
         for length in lengths:
@@ -87,25 +104,30 @@ class Segment:
             offset += _page_aligned(length)
         return found
 
+    def read_only(self) -> memoryview:
+        """All of it as it was written."""
+        return memoryview(mapped(self.fd, self.offset + self.n_bytes, access=ACCESS_READ))[self.offset :]
+
     def settle(self) -> None:
         """Take the bytes into memory if this process holds too many open files."""
-        if self.fd >= 0 and self.n_open[0] > max_segments():
-            with mapped(self.fd, self.n_bytes, access=ACCESS_COPY) as content:
-                self.data = content[:]
-            self.close()
+        if self.file is not None and MemoryFile.n_open[0] > max_files():
+            self._data, self.file = self.file.read(self.offset, self.n_bytes), None
 
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            self.n_open[0] -= 1
-            os.close(fd)
 
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except (OSError, TypeError):
-            pass  # a job closed it with all other descriptors, or the interpreter is going down
+class _Growing(threading.local):
+    # The file that segments are put into together, while one of them is held: until they have been sent.
+    file: weakref.ref[MemoryFile] | None = None
+
+
+_growing = _Growing()
+
+
+def _file_for(n_bytes: int) -> MemoryFile | None:
+    file = None if _growing.file is None else _growing.file()
+    if file is None or file.n_parts >= _MAX_TOGETHER or file.end + n_bytes > _TOGETHER_BYTES or not file.is_ours():
+        file = MemoryFile.create()
+        _growing.file = None if file is None else weakref.ref(file)
+    return file
 
 
 class SharedBytes(bytes):
@@ -139,21 +161,33 @@ def size_of(payload: bytes) -> int:
 
 
 def pack_shared(
-    content: bytes, buffers: list[memoryview], sent: Sent | None = None, proven: int = 0
+    pieces: Sequence[Any],
+    buffers: list[memoryview],
+    sent: Sent | None = None,
+    proven: int = 0,
+    *,
+    together: bool = False,
 ) -> SharedBytes | None:
     """A pickle and the buffers left out of it; None when they must go into it after all.
 
     Args:
-        content: The pickle.
+        pieces: The pickle.
         buffers: The buffers.
         sent: What was packed in their place before: the same object again, if nothing has changed.
         proven: How many of the last buffers are what they were if the pickle is.
+        together: As for ``Segment.write``.
     """
-    lengths = struct.pack(f"<{len(buffers)}Q", *(buffer.nbytes for buffer in buffers))
-    packed = b"".join((_MARK, _COUNT.pack(len(buffers)), lengths, content))
+    lengths = [buffer.nbytes for buffer in buffers]
+    content: list[Sequence[Any]] = [[buffer] for buffer in buffers]
+    if sent is None and (n_bytes := sum(map(len, pieces))) >= SHARE_BYTES:
+        lengths.append(n_bytes)
+        # While the file is written other threads run, which may change a bytearray.
+        content.append([bytes(piece) for piece in pieces])
+        pieces = ()
+    packed = b"".join((_MARK, _COUNT.pack(len(lengths)), struct.pack(f"<{len(lengths)}Q", *lengths), *pieces))
     if sent is not None and (before := sent.payload_if(packed, buffers[: len(buffers) - proven])) is not None:
         return before
-    segment = Segment.write(buffers)
+    segment = Segment.write(content, together=together)
     if segment is None:
         return None
     shared = attach(packed, segment)
@@ -178,7 +212,7 @@ class Copy:
         # Held, so that no other object can take its place.
         self._constants = [buffer.obj if _is_constant(buffer.obj) else None for buffer in mine]
         self._lengths = [buffer.nbytes for buffer in mine]
-        self._whole = memoryview(mapped(segment.fd, segment.n_bytes, access=ACCESS_READ))
+        self._whole = segment.read_only()
 
     def equals(self, buffers: list[memoryview]) -> bool:
         """Whether these buffers, or the first of them if there are fewer, have the same content.
@@ -240,8 +274,9 @@ def inline(payload: bytes) -> bytes:
     """The same payload with its buffers inside: for where only bytes can go."""
     if not isinstance(payload, SharedBytes):
         return payload
-    content, buffers = unpack_shared(payload)
-    head = payload[: len(payload) - len(content)]
+    lengths, offset = _lengths(memoryview(payload))
+    head, content = payload[:offset], payload[offset:]
+    buffers = payload.segment.views(lengths)
     return b"".join(
         (_INLINE, len(head).to_bytes(8, "little"), head, len(content).to_bytes(8, "little"), content, *buffers)
     )
@@ -254,11 +289,13 @@ def is_shared(payload: Any) -> bool:
 
 def unpack_shared(payload: Any) -> tuple[memoryview, list[memoryview]]:
     """(pickle, buffers) of ``pack_shared`` or ``inline``; the buffers are private to the caller."""
-    view = memoryview(payload)
+    content = memoryview(payload)
     if payload[:1] == _INLINE:
-        return _unpack_inline(view)
-    lengths, offset = _lengths(view)
-    return view[offset:], payload.segment.views(lengths)
+        content, buffers = _unpack_inline(content)
+    else:
+        lengths, offset = _lengths(content)
+        content, buffers = content[offset:], payload.segment.views(lengths)
+    return (content, buffers) if content else (buffers.pop(), buffers)
 
 
 def _unpack_inline(view: memoryview) -> tuple[memoryview, list[memoryview]]:
@@ -279,58 +316,5 @@ def _lengths(view: memoryview) -> tuple[Sequence[int], int]:
     return struct.unpack_from(f"<{n}Q", view, offset), offset + 8 * n
 
 
-def memory_file() -> int:
-    """Descriptor of an empty file that no folder lists and that vanishes with its last descriptor."""
-    fd = _memory_file()
-    taken = []
-    while fd < _N_STDIO:
-        taken.append(fd)
-        fd = os.dup(fd)
-    for each in taken:
-        os.close(each)
-    return fd
-
-
-def mapped(fd: int, n_bytes: int, **options: Any) -> mmap:
-    """``mmap``, which keeps a copy of the descriptor under the lowest number that is free; but none of stdio's.
-
-    Where the program runs with its stdout closed, what it or C code in it prints would change the content.
-    """
-    taken = []
-    try:
-        while (copy := os.dup(fd)) < _N_STDIO:
-            taken.append(copy)
-        os.close(copy)
-        return mmap(fd, n_bytes, **options)
-    finally:
-        for each in taken:
-            os.close(each)
-
-
-def _memory_file() -> int:
-    if hasattr(os, "memfd_create"):
-        try:
-            return os.memfd_create("cloud", os.MFD_CLOEXEC)
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):
-                raise
-            # Some sandboxes refuse it.
-    # Imported here: it imports random, and programs do have a random.py of their own beside them.
-    import tempfile
-
-    with tempfile.TemporaryFile(prefix="cloud-", buffering=0) as file:
-        return os.dup(file.fileno())
-
-
 def _page_aligned(n_bytes: int) -> int:
     return -(-n_bytes // PAGESIZE) * PAGESIZE
-
-
-def max_segments() -> int:
-    """How many files for large buffers this process keeps open at most."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 256
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 256 if soft == resource.RLIM_INFINITY else min(256, soft // 4)

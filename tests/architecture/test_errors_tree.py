@@ -11,7 +11,7 @@ import pytest
 from cloud import errors
 from cloud.errors import CloudException, ConfigurationError, KilledException, StoredFileError
 from cloud.serialization.exceptions import dumps_exception, loads_exception
-from cloud.serialization.pickling import Namespace
+from cloud.serialization.namespace import Namespace
 
 
 def family(root: type[BaseException]) -> list[type[BaseException]]:

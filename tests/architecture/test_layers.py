@@ -46,7 +46,7 @@ ALSO: dict[str, tuple[str, ...]] = {
 
 # Between the client and the worker a job is opaque bytes: of the room that pickles only what reads none of them.
 # The client over HTTP, `cloud.backends.http`, is one of the two ends.
-READS_NOTHING = tuple(f"cloud.serialization.{name}" for name in ("functions", "manifest", "plain", "shared"))
+READS_NOTHING = tuple(f"cloud.serialization.{name}" for name in ("functions", "manifest", "memory", "plain", "shared"))
 NEVER_UNPICKLE = (
     "cloud.engine.engine",
     "cloud.engine.store",

@@ -19,6 +19,7 @@ import pytest
 
 import cloud
 from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
+from cloud.pool.iterators import IMapIterator
 from tests.dropin import pool_functions as fn
 
 
@@ -99,6 +100,19 @@ MAPS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (fn.square, ((x for x in range(5)),), {}),
     (fn.pair, ([(1, 2), (3, 4)],), {}),
 ]
+
+
+def test_results_of_a_map_that_are_taken_as_soon_as_they_can_be(
+    ours: cloud.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = IMapIterator.add
+
+    def add_and_be_slow(results: IMapIterator, backend: Any, jids: range) -> None:
+        add(results, backend, jids)
+        time.sleep(0.05)  # in which they are taken, and their jobs forgotten
+
+    monkeypatch.setattr(IMapIterator, "add", add_and_be_slow)
+    assert list(ours.map(abs, range(30))) == list(range(30))
 
 
 @pytest.mark.parametrize(("func", "iterables", "options"), MAPS)

@@ -335,10 +335,10 @@ def test_memory_used_up_while_the_result_is_packed(start: Opener) -> None:
     later(cloud)
 
 
-def _limited(n_bytes: int) -> bytes:
+def _limited(n_bytes: int) -> str:
     import resource
 
-    value = bytes(n_bytes)
+    value = "x" * n_bytes  # unlike bytes, it is copied as it is packed
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))

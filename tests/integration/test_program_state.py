@@ -136,6 +136,72 @@ def test_few_descriptors(program: Start, limit: int) -> None:
     assert started.succeeded() == "fine\n"
 
 
+def test_more_large_results_than_descriptors(program: Start) -> None:
+    started = program(
+        """
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        import cloud.mp as cloud
+        from cloud import Executor
+
+        class Block:
+            def __init__(self, content):
+                self.content = content
+
+            def __reduce_ex__(self, protocol):
+                import pickle
+                return Block, (pickle.PickleBuffer(self.content),)
+
+        def block(number):
+            return Block(bytearray((number % 251,)) * 270_000)
+
+        def check(blocks):
+            for number, block in enumerate(blocks):
+                content = memoryview(block.content)
+                assert not content.readonly and content.nbytes == 270_000
+                assert content[0] == content[269_999] == number % 251, number
+                content[5] = 252
+            assert all(memoryview(block.content).tolist().count(252) == 1 for block in blocks[::7])
+
+        n_open = len(os.listdir("/proc/self/fd"))
+        with Executor(2) as executor:
+            blocks = list(executor.map(block, range(600)))
+            check(blocks)
+            del blocks
+        assert len(os.listdir("/proc/self/fd")) <= n_open, "all is given back"
+        jids = cloud.map(block, range(600))
+        for _ in range(2):
+            check(cloud.result(jids))
+        print("fine")
+        """,
+        env={"CLOUD_NUM_PROCS": "2"},
+    )
+    assert started.succeeded() == "fine\n"
+
+
+def test_jobs_that_close_low_descriptors_have_large_results(program: Start) -> None:
+    out = program(
+        """
+        import os
+        import cloud.mp as cloud
+
+        def large(number):
+            os.closerange(3, 500)
+            return bytes((number,)) * 300_000
+
+        def small(number):
+            return [large(number)]
+
+        jids = [*cloud.map(large, range(20)), *cloud.map(small, range(20)), *(cloud.call(large, n) for n in range(20))]
+        found = cloud.result(jids)
+        print([content if type(content) is bytes else content[0] for content in found] == [
+            bytes((number,)) * 300_000 for number in range(20)] * 3)
+        """,
+        env={"CLOUD_NUM_PROCS": "2"},
+    ).succeeded()
+    assert out == "True\n"
+
+
 def test_no_descriptors_at_all(program: Start) -> None:
     # Every job reaches a final state, and the program recovers when there are descriptors again.
     out = program(

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud.engine import channel as ch
+from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.stream import WITH_SEGMENT, FrameStream
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
-from cloud.serialization.shared import Segment, memory_file
+from cloud.serialization.memory import memory_file
+from cloud.serialization.shared import Segment
 
 LARGE = 1 << 17
 """Frames from this size on are read to where they belong."""
@@ -196,7 +198,7 @@ def test_both_ends_agree(shapes: list[tuple[int, int]]) -> None:
 
 
 def segment_of(content: bytes) -> Segment:
-    segment = Segment.write([memoryview(content)])
+    segment = Segment.write([[content]])
     assert segment is not None
     return segment
 
@@ -231,6 +233,18 @@ def test_descriptors_that_nobody_claimed_are_closed_with_the_stream() -> None:
         with pytest.raises(OSError):
             os.fstat(fd)
         receiver.close()
+
+
+def test_a_worker_that_has_not_read_what_it_was_sent_takes_no_more() -> None:
+    settings = {"output_limit_bytes": 1000}
+    worker = WorkerHandle(1, settings, capture=False)
+    try:
+        assert worker.takes_more
+        worker.write(ch.frame(1, bytes(LARGE * 10)))
+        assert worker.takes_work
+        assert not worker.takes_more
+    finally:
+        worker.close()
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
-from cloud.serialization.shared import Segment, SharedBytes, attach, memory_file
+from cloud.serialization.memory import MemoryFile
+from cloud.serialization.shared import Segment, SharedBytes, attach
 from tests.unit.fake_executor import Body, FakeExecutor, Sleep, frozen_virtual_clock
 
 HERE = 1, b""
@@ -85,7 +86,7 @@ def test_large_ones_and_those_that_need_their_function_anew_are_not_taken() -> N
     assert Intake.takes(WORK, b"small")
     assert not Intake.takes(FRESH, b"small")
     assert not Intake.takes(WORK, bytes(100_000))
-    shared = attach(b"small", Segment(memory_file(), 0))
+    shared = attach(b"small", Segment(MemoryFile.create(), 0, 0))
     assert type(shared) is SharedBytes
     assert not Intake.takes(WORK, shared)
 

@@ -99,3 +99,15 @@ def test_environments_that_have_no_more_work_are_forgotten(queue: Queue) -> None
         filled(queue, call(environment))
         assert claimed(queue, environment)
     assert len(queue._lanes) == 1
+
+
+@pytest.mark.parametrize(("size", "expected"), [(10, 5), (100_000, 2), (1_000_000, 1)])
+def test_no_more_bytes_are_given_than_a_socket_takes(queue: Queue, size: int, expected: int) -> None:
+    calls = [call(None, mean_s=1e-6) for _ in range(5)]
+    for each in calls:
+        each.arguments = bytes(size)
+    filled(queue, *calls)
+    assert claimed(queue, None) == calls[:expected]
+    while calls := calls[expected:]:
+        assert claimed(queue, None) == calls[:expected]
+    assert not queue

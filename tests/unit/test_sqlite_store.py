@@ -283,7 +283,7 @@ def test_a_map_has_one_row(store: SqliteStore) -> None:
 
 def test_bytes_beside_a_payload_are_stored_with_it(store: SqliteStore, opened: Callable[..., SqliteStore]) -> None:
     buffer = os.urandom(300_000)
-    shared = pack_shared(b"pickle", [memoryview(buffer)])
+    shared = pack_shared([b"pickle"], [memoryview(buffer)])
     assert shared is not None
     call(store, shared)
     batch = seal(store, many(store, 2))
@@ -299,7 +299,7 @@ def test_bytes_beside_a_payload_are_stored_with_it(store: SqliteStore, opened: C
 
 
 def test_a_chunk_in_one_piece_has_its_items_length() -> None:
-    shared = pack_shared(b"pickle", [memoryview(b"x" * 300_000)])
+    shared = pack_shared([b"pickle"], [memoryview(b"x" * 300_000)])
     assert shared is not None
     chunk = plain_chunk(attach(len(shared).to_bytes(4, "little") + shared, shared.segment))
     assert int.from_bytes(chunk[:4], "little") == len(chunk) - 4

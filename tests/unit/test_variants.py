@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function, FunctionCache
+from cloud.serialization.namespace import Namespace
 from tests import sample_functions as sample
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()
@@ -89,24 +90,22 @@ def cache() -> FunctionCache:
 
 
 @pytest.fixture
-def program() -> pickling.Namespace:
+def program() -> Namespace:
     """Where the functions of a program are made."""
     made = namespace()
     exec(MAIN, made.variables)
     return made
 
 
-def namespace() -> pickling.Namespace:
-    return pickling.Namespace({"__builtins__": __builtins__, "__name__": "__main__"})
+def namespace() -> Namespace:
+    return Namespace({"__builtins__": __builtins__, "__name__": "__main__"})
 
 
 def is_variant(function: Function) -> bool:
     return function.payload[:1] == b"V"
 
 
-def sent(
-    cache: FunctionCache, functions: list[Any], program: pickling.Namespace | None = None
-) -> tuple[list[bool], list[Any]]:
+def sent(cache: FunctionCache, functions: list[Any], program: Namespace | None = None) -> tuple[list[bool], list[Any]]:
     """Which of them went as variants, and what they give in one worker."""
     worker = namespace()
     made = [cache.get(function, program) for function in functions]
@@ -132,7 +131,7 @@ def test_functions_of_modules_are_variants_of_the_first(cache: FunctionCache) ->
     assert found == [(10, n, "tests.sample_functions") for n in (1, 2, 3)]
 
 
-def test_functions_of_the_program_are_variants_of_the_first(cache: FunctionCache, program: pickling.Namespace) -> None:
+def test_functions_of_the_program_are_variants_of_the_first(cache: FunctionCache, program: Namespace) -> None:
     variants, found = sent(cache, [program.variables["over"](n) for n in (1, 2, 3)], program)
     assert variants == [False, True, True]
     assert found == [(10, 10), (20, 10), (30, 10)]
@@ -144,7 +143,7 @@ def test_what_is_sent_again_is_not_packed_again(cache: FunctionCache) -> None:
     assert payloads[1] is payloads[2] is payloads[3]
 
 
-def test_workers_keep_only_what_is_sent_again(cache: FunctionCache, program: pickling.Namespace) -> None:
+def test_workers_keep_only_what_is_sent_again(cache: FunctionCache, program: Namespace) -> None:
     one, other = program.variables["over"](1), program.variables["over"](2)
     made = [cache.get(function, program) for function in (one, other, other, other)]
     assert [each.reusable for each in made] == [True, False, True, True]
@@ -323,9 +322,7 @@ def test_submodules_imported_since_are_imported_there_too(
     assert [b"wsgiref.headers" in each.payload for each in (*before, *after)] == [False, False, True, True]
 
 
-def test_a_helper_defined_anew_is_noticed_and_so_is_its_return(
-    cache: FunctionCache, program: pickling.Namespace
-) -> None:
+def test_a_helper_defined_anew_is_noticed_and_so_is_its_return(cache: FunctionCache, program: Namespace) -> None:
     variables, made = program.variables, []
     helper = variables["helper"]
     for n in (1, 2):
@@ -343,7 +340,7 @@ def test_a_helper_defined_anew_is_noticed_and_so_is_its_return(
     assert [pickling.loads(made[at].payload, worker)()[0] for at in (1, 3, 1)] == [20, -4, 20]
 
 
-def test_a_global_that_a_job_has_set_stays_for_variants(cache: FunctionCache, program: pickling.Namespace) -> None:
+def test_a_global_that_a_job_has_set_stays_for_variants(cache: FunctionCache, program: Namespace) -> None:
     worker = namespace()
     made = [cache.get(program.variables["over"](n), program) for n in (1, 2, 3)]
     for each in made[:2]:
@@ -352,14 +349,14 @@ def test_a_global_that_a_job_has_set_stays_for_variants(cache: FunctionCache, pr
     assert pickling.loads(made[2].payload, worker)() == (21, 7)
 
 
-def test_namespaces_of_one_process_are_kept_apart(cache: FunctionCache, program: pickling.Namespace) -> None:
+def test_namespaces_of_one_process_are_kept_apart(cache: FunctionCache, program: Namespace) -> None:
     made = [cache.get(program.variables["over"](n), program) for n in (1, 2)]
     workers = [namespace(), namespace()]
     found = [pickling.loads(made[1].payload, worker) for worker in workers]
     assert [each.__globals__ is worker.variables for each, worker in zip(found, workers, strict=True)] == [True, True]
 
 
-def test_a_function_found_by_its_name_travels_as_a_name(cache: FunctionCache, program: pickling.Namespace) -> None:
+def test_a_function_found_by_its_name_travels_as_a_name(cache: FunctionCache, program: Namespace) -> None:
     named = program.variables["named"]
     cache.get(named, program)
     named.__defaults__ = (2,)
@@ -370,7 +367,7 @@ def test_a_function_found_by_its_name_travels_as_a_name(cache: FunctionCache, pr
 
 
 def test_a_function_that_rebinds_its_variables_begins_anew_for_each_job(
-    cache: FunctionCache, program: pickling.Namespace
+    cache: FunctionCache, program: Namespace
 ) -> None:
     for make in (rebinding, program.variables["rebinding"]):
         function = make(0)

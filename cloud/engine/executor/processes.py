@@ -194,7 +194,7 @@ class ProcessExecutor(Executor):
 
     def _give_busy(self) -> None:
         for worker in self._workers.values():
-            if worker.tasks and worker.load_s < _REFILL_S and worker.takes_work and not worker.n_waiting:
+            if worker.load_s < _REFILL_S and worker.tasks and worker.takes_more and not worker.n_waiting:
                 free_slots, room_s = self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s
                 tasks = self._source.claim(free_slots, room_s, idle=False, environment=worker.environment)
                 if tasks:

@@ -8,7 +8,7 @@ import os
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.setup import WorkerSetup
 from cloud.engine.executor.template import CONTROL_FD, KEPT_FD, TemplateProcess, package_root
-from cloud.serialization.shared import memory_file
+from cloud.serialization.memory import memory_file
 
 _CODE = (
     "import os, sys; os.chdir({folder!r}); "

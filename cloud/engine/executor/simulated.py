@@ -25,6 +25,7 @@ from cloud.engine.store.base import Batch
 from cloud.engine.worker.run import Call, run_call
 from cloud.errors import KilledException
 from cloud.serialization import pickling
+from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
@@ -119,9 +120,7 @@ class SimulatedExecutor(Executor):
         self._n_started = 0
         self._context: tuple[int, Any] = (0, None)
         self._chunk: tuple[int, list[Any]] = (0, [])
-        self.namespace = pickling.Namespace(
-            {"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}"
-        )
+        self.namespace = Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
         self._events: list[tuple[float, Batch, int, int, str]] = []
         virtual_time.install()
         swapped.install()
@@ -345,7 +344,7 @@ class SimulatedExecutor(Executor):
         job = self._here.job
         return 0 if job is None or job.ended else job.batch.depth + 1
 
-    def namespace_here(self) -> pickling.Namespace | None:
+    def namespace_here(self) -> Namespace | None:
         """The jobs' ``__main__`` in the thread of a job, None in any other."""
         job = self._here.job
         return None if job is None or job.ended else self.namespace

@@ -20,7 +20,8 @@ from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS, Environment
 from cloud.serialization import pickling
-from cloud.serialization.shared import Segment, SharedBytes, memory_file, size_of
+from cloud.serialization.memory import MemoryFile, memory_file
+from cloud.serialization.shared import Segment, SharedBytes, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ class WorkerHandle:
             self.tasks or self.retired or self.dead or self.kill_at is not None
         )
 
+    @property
+    def takes_more(self) -> bool:
+        """True for a worker that takes work ahead of what it runs: it has read what it was given."""
+        return self.takes_work and not self.pending
+
     # --- giving work --------------------------------------------------------------------------------------------------
 
     def give(self, tasks: list[Task]) -> None:
@@ -216,7 +222,7 @@ class WorkerHandle:
 
     def share_tracker(self, fd: int) -> None:
         """Give it the program's tracker of shared memory."""
-        self.write(ch.frame(ch.TRACKER | WITH_SEGMENT), Segment(os.dup(fd), 0))
+        self.write(ch.frame(ch.TRACKER | WITH_SEGMENT), Segment(MemoryFile(os.dup(fd)), 0, 0))
 
     def initialize(self, context: tuple[int, bytes], payload: bytes) -> None:
         """Send the initializer that runs before its first task, and where; an empty payload means the inherited one."""

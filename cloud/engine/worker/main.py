@@ -29,6 +29,7 @@ from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
+from cloud.serialization.namespace import CopiedNamespace, Namespace
 from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
@@ -67,7 +68,7 @@ class Worker:
         self._dirty = [False]
         self._inherited = inherited
         self._initialization = Initialization()
-        self.namespace = _fresh_main() if inherited is None else pickling.CopiedNamespace.of_copy()
+        self.namespace = _fresh_main() if inherited is None else CopiedNamespace.of_copy()
         confined = settings.get("confinement")
         self._limited: Limited | None = None
         if confined is not None:
@@ -438,14 +439,14 @@ def _no_load() -> NoReturn:
     raise AssertionError("this call has ended")
 
 
-def _fresh_main() -> pickling.Namespace:
+def _fresh_main() -> Namespace:
     """A ``__main__`` of the program's own for its functions, in the place where ``import __main__`` looks."""
     from types import ModuleType
 
     module = ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = module
-    return pickling.Namespace(module.__dict__)
+    return Namespace(module.__dict__)
 
 
 def serve(socket_fd: int, page_fd: int, inherited: Inherited | None = None) -> NoReturn:

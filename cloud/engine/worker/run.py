@@ -25,7 +25,8 @@ from cloud.jobs import (
     pack_value,
 )
 from cloud.serialization import pickling
-from cloud.serialization.shared import SharedBytes, attach, size_of
+from cloud.serialization.namespace import Namespace
+from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Call:
     def __init__(
         self,
         load: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]],
-        namespace: pickling.Namespace,
+        namespace: Namespace,
         *,
         profile: bool = False,
         fast_pickle: bool = False,
@@ -171,7 +172,7 @@ def _with_segment(packed: bytes, content: bytes) -> bytes:
 
 
 def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
-    if type(value) in pickling.ATOMS or call.fast_pickle:
+    if call.fast_pickle or (type(value) in pickling.ATOMS and sys.getsizeof(value) < SHARE_BYTES):
         content = pickling.dumps_plain(value)
     else:
         content = pickling.dumps_result(value, call.namespace, share=True)
@@ -179,7 +180,7 @@ def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
         from cloud.errors import PayloadTooLarge
 
         raise PayloadTooLarge(
-            f"Excessive data ({len(content)} bytes) transmitted: the result is larger than max_transmit_data "
+            f"Excessive data ({size_of(content)} bytes) transmitted: the result is larger than max_transmit_data "
             f"({max_result_bytes} bytes)",
             hint="Return less, store it with cloud.files, or raise cloud.config.max_transmit_data.",
         )
@@ -200,7 +201,7 @@ def _unpicklable_result(value: Any, cause: BaseException) -> BaseException:
     return error
 
 
-def _error_sections(error: BaseException, namespace: pickling.Namespace) -> list[tuple[int, bytes]]:
+def _error_sections(error: BaseException, namespace: Namespace) -> list[tuple[int, bytes]]:
     from cloud.engine.worker.limits import explain
 
     explain(error)  # first: there may be no room left to import what follows
