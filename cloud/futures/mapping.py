@@ -34,9 +34,10 @@ class MapResults(IMapIterator):
     def add(self, backend: Backend, jids: range) -> None:
         with self._changed:
             self._n_open += 1
-        super().add(backend, jids)
+        # Before anybody knows of them: who takes the last result deletes the jobs.
         with suppress(BackendClosed):
             backend.when_final(jids, self._end_part)
+        super().add(backend, jids)
 
     def end(self, error: BaseException | None = None) -> None:
         if not self._ended:

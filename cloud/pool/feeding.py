@@ -127,6 +127,7 @@ class Feed:
         return max(1, min(n, _MAX_ITEMS) // self._chunksize) * self._chunksize
 
     def _run(self) -> None:
+        error: BaseException | None = None
         try:
             n, more = self._n, True
             while more:
@@ -143,8 +144,10 @@ class Feed:
                     n = self._items_of_block(4 * n)
                 elif took_s > 5 * _QUICK_S:
                     n = self._items_of_block(n // 4)
+        except BaseException as exc:  # noqa: BLE001 - else the results would end early, and nobody would know
+            error = exc
         finally:
-            self._sink.end()
+            self._sink.end(error)
 
     def _feed(self, n: int) -> bool:
         """Submit up to ``n`` items; False when there are no more."""

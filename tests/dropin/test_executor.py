@@ -19,6 +19,8 @@ import pytest
 
 import cloud
 from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
+from cloud.pool.feeding import Feed
+from cloud.pool.iterators import IMapIterator
 from tests.dropin import pool_functions as fn
 
 
@@ -145,6 +147,29 @@ def test_what_stands_beside_such_an_item_runs_once(ours: cloud.Executor, tmp_pat
     ours.shutdown()
     lines = witness.read_text().splitlines()
     assert len(lines) == len(set(lines)) >= 300
+
+
+def test_results_that_are_taken_at_once_do_not_end_the_map(
+    ours: cloud.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = IMapIterator.add
+
+    def publish_slowly(self: IMapIterator, backend: Any, jids: range) -> None:
+        publish(self, backend, jids)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(IMapIterator, "add", publish_slowly)
+    monkeypatch.setattr("cloud.pool.feeding._INLINE_S", 0.0)
+    assert list(ours.map(fn.square, range(200))) == [number * number for number in range(200)]
+
+
+def test_what_goes_wrong_while_items_are_submitted_is_raised(
+    ours: cloud.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Feed, "_count", lambda *_: 1 / 0)
+    monkeypatch.setattr("cloud.pool.feeding._INLINE_S", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        list(ours.map(fn.square, range(200)))
 
 
 @pytest.mark.parametrize("chunksize", [0, -1])
