@@ -152,7 +152,11 @@ class Executor(futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
             return buffered(partial(self.submit, fn), zip(*iterables, strict=False), buffersize, timeout)
         single = len(iterables) == 1
-        items: list[Any] = list(iterables[0]) if single else list(zip(*iterables, strict=False))
+        items: list[Any] | range
+        if single:
+            items = iterables[0] if type(iterables[0]) is range else list(iterables[0])
+        else:
+            items = list(zip(*iterables, strict=False))
         work = self._opened()
         results = MapResults(work)
         with work.gate:

@@ -15,6 +15,7 @@ from cloud.client.cloud import Cloud
 from cloud.errors import BackendClosed, UnsupportedOperation
 from cloud.jobs import Jids, JobOptions
 from cloud.serialization import pickling
+from cloud.serialization.functions import Function
 
 __all__ = ["OwnWorkers", "Place", "Shared", "shared_place"]
 
@@ -50,15 +51,18 @@ class Place(ABC):
                 raise
         return self.cloud.backend, (self.cloud.submit(func, args, kwds, self._options),)
 
-    def open_map(self, func: Callable[..., Any]) -> tuple[Backend, MapWriter]:
-        """Begin a map: where, and what takes its items. Errors as ``submit``."""
-        cloud = self.cloud
+    def pickled(self, func: Callable[..., Any]) -> tuple[Backend, Function]:
+        """A function of maps, and where it can go. Errors as ``submit``."""
         try:
-            return cloud.backend, cloud.open_map(func, self._options)
+            return self.cloud.pickled(func)
         except Exception:
             if not self._adapt(func):
                 raise
-        return self.cloud.backend, self.cloud.open_map(func, self._options)
+        return self.cloud.pickled(func)
+
+    def open_map(self, backend: Backend, function: Function) -> MapWriter:
+        """Begin a map there."""
+        return backend.open_map(function, self._options)
 
     @abstractmethod
     def _adapt(self, func: Callable[..., Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
@@ -198,15 +198,16 @@ class Pool:
                 chunksize = max(1, -(-len(items) // (4 * self._processes)))
             if tuples:
                 items = map(tuple, items)
-            self._began(result, *self._submit_map(func, iter(items), chunksize, tuples=tuples))
+            self._began(result, *self._submit_map(func, items, chunksize, tuples=tuples))
         except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
             result.fail(self._refusal(exc))
         return result
 
     def _submit_map(
-        self, func: Callable[..., Any], items: Iterator[Any], chunksize: int, *, tuples: bool
+        self, func: Callable[..., Any], items: Iterable[Any], chunksize: int, *, tuples: bool
     ) -> tuple[Backend, range]:
-        backend, writer = self._place.open_map(func)
+        backend, function = self._place.pickled(func)
+        writer = self._place.open_map(backend, function)
         try:
             extend(writer, items, backend.namespace, chunksize if self._exact else 0, tuples=tuples)
             return backend, writer.seal()

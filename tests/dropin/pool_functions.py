@@ -187,6 +187,20 @@ class Plain:
     """An object that can be pickled and referred to weakly."""
 
 
+class CountsPickles:
+    """A function that knows how often it was pickled."""
+
+    def __init__(self) -> None:
+        self.n_pickled = 0
+
+    def __call__(self, item: int) -> int:
+        return item
+
+    def __reduce__(self) -> Any:
+        self.n_pickled += 1
+        return CountsPickles, ()
+
+
 def make_object(_: Any) -> Plain:
     return Plain()
 

@@ -114,6 +114,32 @@ def test_map_of_nothing_is_the_same_as_zip_of_nothing(ours: cloud.Executor, thei
     assert list(ours.map(fn.square)) == list(theirs.map(fn.square)) == []
 
 
+RANGES = [range(0), range(7), range(20_000, 0, -3), range(10**20, 10**20 + 200), range(150_000)]
+
+
+@pytest.mark.parametrize("items", RANGES)
+def test_map_of_a_range(items: range, ours: cloud.Executor) -> None:
+    expected = [item * item for item in items]
+    assert list(ours.map(fn.square, items)) == expected
+    # Now it is known how long one takes, and that decides about the size of the blocks.
+    assert list(ours.map(fn.square, items)) == list(ours.map(fn.square, list(items))) == expected
+
+
+def test_a_function_is_pickled_once_for_a_map(ours: cloud.Executor) -> None:
+    function = fn.CountsPickles()
+    assert list(ours.map(function, range(10_000))) == list(range(10_000))
+    assert function.n_pickled == 1
+
+
+def test_a_failure_in_a_long_map_comes_in_its_place(ours: cloud.Executor) -> None:
+    results = ours.map(fn.fail_if_odd, [*range(0, 100_000, 2), 1, *range(0, 100_000, 2)])
+    assert [next(results) for _ in range(50_000)] == list(range(0, 100_000, 2))
+    with pytest.raises(KeyError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
 def test_map_ends_with_the_first_error(ours: cloud.Executor, theirs: ProcessPoolExecutor) -> None:
     seen = []
     for executor in (ours, theirs):
