@@ -13,7 +13,7 @@ from cloud import current
 from cloud.backends.base import Backend, MapWriter
 from cloud.client.cloud import Cloud
 from cloud.errors import BackendClosed, UnsupportedOperation
-from cloud.jobs import Jids, JobOptions
+from cloud.jobs import JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 
@@ -36,7 +36,9 @@ class Place(ABC):
         self._options = JobOptions()
         self._options.restartable, self._options.reports_late = False, True
 
-    def submit(self, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]) -> tuple[Backend, Jids]:
+    def submit(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]
+    ) -> tuple[Backend, tuple[int]]:
         """One task: where it went, and its jid.
 
         Raises:

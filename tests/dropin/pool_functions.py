@@ -201,6 +201,41 @@ class CountsPickles:
         return CountsPickles, ()
 
 
+def _interrupt_once(value: Any) -> Any:
+    if REBUILT.count(value) == 0:
+        REBUILT.append(value)
+        raise KeyboardInterrupt
+    return value
+
+
+REBUILT: list[Any] = []
+
+
+class InterruptsOnce:
+    """Rebuilt, it is ``value``; the first attempt of a process is interrupted."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return _interrupt_once, (self.value,)
+
+
+def _rebuild_slowly(seconds: float) -> Any:
+    time.sleep(seconds)
+    return Plain()
+
+
+class RebuiltSlowly:
+    """Rebuilding it takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return _rebuild_slowly, (self.seconds,)
+
+
 def make_object(_: Any) -> Plain:
     return Plain()
 
