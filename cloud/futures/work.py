@@ -22,10 +22,10 @@ from cloud.backends.base import Backend
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.futures.errors import lost_error
 from cloud.futures.future import Future
-from cloud.futures.open_tasks import OpenTasks
 from cloud.jobs import KILLED, QUEUED, WAITING, Jids
 from cloud.pool.callbacks import CallbackThread
 from cloud.pool.errors import unsent_error
+from cloud.pool.open_tasks import OpenTasks
 from cloud.pool.placing import Place
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Work:
         self.forgotten: deque[tuple[Backend, Jids]] = deque()
         self.closing = False
         self._watch = watch
-        self._open = OpenTasks()
+        self._open: OpenTasks[Future[Any]] = OpenTasks(deletes=False)
         self._open_maps: set[MapResults] = set()
         self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         self._ended: deque[Future[Any]] = deque()
@@ -94,17 +94,13 @@ class Work:
                 refused: Future[Any] = Future(self)
                 refused.set_exception(unsent_error(exc))
                 return refused
-            found = self._open.of(backend)
-            if found is None:
-                found = self._open.begin(backend)
+            if self._open.of(backend) is None:
                 backend.when_closed(partial(_closed, weakref.ref(self)))
             future: Future[Any] = Future(self, backend, jids)
-            found[jids[0]] = future
+            self._open.add(backend, jids[0], future)
             if self.place.shared:
                 # Others may delete its job, or close the backend: it must have its value before.
                 future.watch()
-            else:
-                self._open.added(found)
         if len(self.forgotten) > _MAX_FORGOTTEN:
             self.forget()
         return future
@@ -158,7 +154,7 @@ class Work:
 
     def drop(self, future: Future[Any]) -> None:
         """It has its value."""
-        self._open.drop(future)
+        self._open.drop(*future.job)
         if self._closes_itself and not self._open:
             self._close_soon()
 
@@ -321,7 +317,7 @@ class Work:
         self.forgotten.clear()
         self._ended.clear()
         self._scheduled = False
-        abandoned, self._open = self._open, OpenTasks()
+        abandoned, self._open = self._open, OpenTasks(deletes=False)
         for future in abandoned:
             future.abandon()
         self._open_maps.clear()

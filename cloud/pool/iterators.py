@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-from cloud.backends.base import Backend, Finals, Segment
+from cloud.backends.base import Backend, Finals
 from cloud.client.results import decode
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNotFound
 from cloud.jobs import DONE, PROCESSING, QUEUED, WAITING, Jids
@@ -132,13 +132,6 @@ class _Iterator(ABC, Iterator[Any]):
     def submitted(self) -> bool:
         """True when the iterable was read to its end."""
         return self._ended
-
-    def whom_to_ask(self) -> None:
-        """See ``ledger.Open``."""
-        return
-
-    def keep(self, segments: list[Segment]) -> None:
-        """See ``ledger.Open``: never called, as there is nobody to ask."""
 
     def ready(self) -> bool:
         """True when every item has been submitted and has ended."""
