@@ -63,10 +63,10 @@ class Future(futures.Future[T], Generic[T]):
 
     #: True once others may have to be told of its end.
     watched = False
-    # Its outcome, taken out of the backend. Then: somebody waits for it and will settle it; its job is final; cancel()
-    # ended it; it is being settled; it is.
+    # Its outcome, taken out of the backend. Then: it was taken before anybody asked; somebody waits for it and will
+    # settle it; its job is final; cancel() ended it; it is being settled; it is.
     _segment: Segment | None = None
-    _claimed = _ended = _withdrawn = _settling = _settled = False
+    _kept = _claimed = _ended = _withdrawn = _settling = _settled = False
 
     def __init__(self, work: Work, backend: Backend | None = None, jids: tuple[int, ...] = ()) -> None:
         # Not super().__init__(): it makes what most futures never need.
@@ -157,6 +157,8 @@ class Future(futures.Future[T], Generic[T]):
             CloudTimeoutError: It has not ended in time. It is a ``TimeoutError``, and the task goes on.
         """
         try:
+            if self._kept and not self._settled:
+                self.settle()
             if self._state != "FINISHED":
                 self._wait(timeout)
             if self._exception is not None:
@@ -270,7 +272,8 @@ class Future(futures.Future[T], Generic[T]):
 
     def keep(self, segment: Segment) -> None:
         """This is its outcome; the backend may be closed after this."""
-        self._segment, self._ended = segment, True
+        self._segment = segment
+        self._kept = self._ended = True
 
     def settle(self, *, in_callback_thread: bool = False) -> None:
         """Its job is final: take the outcome over, wake those who wait, have callbacks run. Blocks if others do so."""
@@ -288,7 +291,8 @@ class Future(futures.Future[T], Generic[T]):
             finally:
                 self._settling = False
             self._segment = None
-        self._work.drop(self)
+        if self.watched or not self._kept:
+            self._work.drop(self)
         if self.watched:
             if in_callback_thread:
                 self._invoke_callbacks()

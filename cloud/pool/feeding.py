@@ -33,7 +33,7 @@ __all__ = ["Feed", "Sink", "extend"]
 
 _FIRST: Final = 64
 _CHUNK_ITEMS: Final = 4096
-_MAX_ITEMS: Final = 1 << 16
+_MAX_ITEMS: Final = 1 << 18
 _BLOCK_S: Final = 0.05
 _MAX_UNFINISHED: Final = 16_384
 _QUICK_S: Final = 0.002
@@ -115,11 +115,12 @@ class Feed:
         except Exception as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
             sink.end(exc)
             return
-        self._n = self._items_of_block(_FIRST)
         if type(iterable) in _INSTANT:
-            more = self._feed()
-            # Pickling the function does not count: it may be large, and is done.
+            with suppress(Exception):  # raised again, for each item
+                self._pickle()
+            self._n = self._items_of_block(_FIRST if self._mean_s() == 0.0 else self._most_items() // 4)
             until = time.monotonic() + _INLINE_S
+            more = True
             while more and time.monotonic() < until:
                 more = self._feed()
             if not more:
@@ -135,8 +136,11 @@ class Feed:
 
     def _most_items(self) -> int:
         # All results of a block are kept until the last was taken. Quick jobs do not have large ones.
-        mean_s = 0.0 if self._pickled is None else self._pickled[1].mean_s
+        mean_s = self._mean_s()
         return max(_CHUNK_ITEMS, min(int(_BLOCK_S / mean_s), _MAX_ITEMS)) if mean_s else _CHUNK_ITEMS
+
+    def _mean_s(self) -> float:
+        return 0.0 if self._pickled is None else self._pickled[1].mean_s
 
     def _run(self) -> None:
         error: BaseException | None = None
@@ -162,7 +166,7 @@ class Feed:
         took_s = time.perf_counter() - began
         # A slow iterable gives small blocks, so that its first items need not wait for its last.
         if took_s < _QUICK_S:
-            self._n = self._items_of_block(max(4 * n, self._most_items() // 16))
+            self._n = self._items_of_block(max(4 * n, self._most_items() // 4))
         elif took_s > 5 * _QUICK_S:
             self._n = self._items_of_block(n // 4)
         if block:
@@ -209,10 +213,15 @@ class Feed:
         self._sink.add(backend, jids)
 
     def _open_map(self) -> tuple[Backend, MapWriter]:
+        backend, function = self._pickle()
+        return backend, self._place.open_map(backend, function)
+
+    def _pickle(self) -> tuple[Backend, Function]:
+        """The function, pickled once for as long as its place is the same."""
         pickled = self._pickled
         if pickled is None or pickled[0] is not self._place.cloud.backend:
             pickled = self._pickled = self._place.pickled(self._func)
-        return pickled[0], self._place.open_map(*pickled)
+        return pickled
 
     def _packed(self, block: list[Any] | range, namespace: Namespace | None) -> Iterator[tuple[int, int, bytes]]:
         n = self._chunksize if self._exact else len(block) if type(block) is range else _CHUNK_ITEMS

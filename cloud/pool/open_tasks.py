@@ -98,9 +98,10 @@ class OpenTasks(Generic[T]):
         for jid, segment in zip(ended, backend.outcomes(ended), strict=True):
             single = found.get(jid)
             if single is not None:  # else another thread was quicker
-                single.keep(segment)
+                # Looked at before it is kept: from then on it is dropped by whoever settles it if it is watched.
                 if not single.watched:
                     found.pop(jid, None)
+                single.keep(segment)
         if self._deletes:
             try:
                 backend.delete(ended)
