@@ -11,10 +11,8 @@ from typing import Any
 from cloud import current
 from cloud.configuration import usable_cores
 from cloud.futures.future import Future
-from cloud.futures.mapping import MapResults, buffered, results_of
 from cloud.futures.watching import EngineWatch, JobWatch, in_job
 from cloud.futures.work import Work
-from cloud.pool.feeding import Feed
 from cloud.pool.placing import OwnWorkers, Place, shared_place
 
 __all__ = ["Executor"]
@@ -143,6 +141,10 @@ class Executor(futures.Executor):
             RuntimeError: The executor was shut down.
             Exception: What an iterable raises. From ``next``: as ``Future.result``.
         """
+        # Loaded here: a program without maps need not pay for it.
+        from cloud.futures.mapping import MapResults, buffered, results_of
+        from cloud.pool.feeding import Feed
+
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:

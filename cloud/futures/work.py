@@ -59,7 +59,7 @@ class Work:
         self.forgotten: deque[tuple[Backend, Jids]] = deque()
         self.closing = False
         self._watch = watch
-        self._open: OpenTasks[Future[Any]] = OpenTasks(deletes=False)
+        self._open = OpenTasks(deletes=False)
         self._open_maps: set[MapResults] = set()
         self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         self._ended: deque[Future[Any]] = deque()

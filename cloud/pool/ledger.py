@@ -9,7 +9,6 @@ from cloud.pool.open_tasks import OpenTasks
 
 if TYPE_CHECKING:
     from cloud.client.cloud import Cloud
-    from cloud.pool.results import ApplyResult
 
 __all__ = ["Ledger", "Open"]
 
@@ -54,7 +53,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.singles: OpenTasks[ApplyResult] = OpenTasks(deletes=True)
+        self.singles = OpenTasks(deletes=True)
         self._lock = threading.Lock()
         self._others: set[Any] = set()
         self._n_kept = _MIN_KEPT

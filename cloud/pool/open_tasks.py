@@ -8,39 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
 
 if TYPE_CHECKING:
-    from cloud.backends.base import Backend, Segment
+    from cloud.backends.base import Backend
 
-__all__ = ["OpenTasks", "Single"]
+__all__ = ["OpenTasks"]
 
 _MIN_OPEN: Final = 256
 _MIN_ASKED: Final = 16
 
 
-class Single(Protocol):
-    """What stands for one task.
+class OpenTasks:
+    """What stands for tasks, by backend and jid: futures, or results.
 
-    Attributes:
-        watched: True when somebody else tells it of its end, and has to.
-    """
-
-    @property
-    def watched(self) -> bool: ...
-
-    def keep(self, segment: Segment) -> None:
-        """This is its outcome; the backend may be closed after this."""
-
-
-T = TypeVar("T", bound=Single)
-
-
-class OpenTasks(Generic[T]):
-    """What stands for tasks, by backend and jid.
+    Each has ``keep(segment)``, which gives it its outcome, and ``watched``, True when somebody else tells it of its end
+    and has to.
 
     Args:
         deletes: Delete the jobs whose outcomes are taken.
@@ -48,21 +34,21 @@ class OpenTasks(Generic[T]):
 
     def __init__(self, *, deletes: bool) -> None:
         self._deletes = deletes
-        self._by_backend: dict[Backend, dict[int, T]] = {}
+        self._by_backend: dict[Backend, dict[int, Any]] = {}
         self._n_worth_looking = _MIN_OPEN
         self._n_asked = 0
 
-    def of(self, backend: Backend) -> dict[int, T] | None:
+    def of(self, backend: Backend) -> dict[int, Any] | None:
         """Those of a backend; None before the first."""
         return self._by_backend.get(backend)
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[Any]:
         return iter([each for found in list(self._by_backend.values()) for each in list(found.values())])
 
     def __len__(self) -> int:
         return sum(map(len, list(self._by_backend.values())))
 
-    def add(self, backend: Backend, jid: int, single: T) -> None:
+    def add(self, backend: Backend, jid: int, single: Any) -> None:
         """One more. Looks when they have doubled since the last look: its cost is a share of that of submitting."""
         found = self._by_backend.get(backend)
         if found is None:
@@ -91,7 +77,7 @@ class OpenTasks(Generic[T]):
         self._n_worth_looking = max(_MIN_OPEN, 2 * len(self))
         self._n_asked = 0
 
-    def _keep_ended(self, backend: Backend, found: dict[int, T]) -> None:
+    def _keep_ended(self, backend: Backend, found: dict[int, Any]) -> None:
         jids = list(found)
         codes = backend.statuses(jids)
         ended = [jid for jid, code in zip(jids, codes, strict=True) if code >= DONE]

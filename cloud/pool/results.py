@@ -34,7 +34,7 @@ class ApplyResult:
 
     #: All its jobs have been, see ``ledger.Open``.
     submitted: bool = True
-    #: Nobody has to tell it of its end, see ``open_tasks.Single``.
+    #: Nobody has to tell it of its end, see ``OpenTasks``.
     watched: bool = False
 
     _backend: Backend | None = None
@@ -83,7 +83,7 @@ class ApplyResult:
             self._finish()
 
     def keep(self, segment: Segment) -> None:
-        """See ``open_tasks.Single``."""
+        """See ``OpenTasks``."""
         with self._lock:
             if self._segments is None:
                 self._segments = [segment]
