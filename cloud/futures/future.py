@@ -291,8 +291,8 @@ class Future(futures.Future[T], Generic[T]):
             finally:
                 self._settling = False
             self._segment = None
-        if self.watched or not self._kept:
-            self._work.drop(self)
+        if (self.watched or not self._kept) and self._backend is not None:
+            self._work.drop(self._backend, self._jids[0])
         if self.watched:
             if in_callback_thread:
                 self._invoke_callbacks()
@@ -307,7 +307,7 @@ class Future(futures.Future[T], Generic[T]):
             self._settling = True
             self._finish(None, error)
             self._settled, self._settling = True, False
-        self._work.drop(self)
+        self._work.drop(*self.job)
         self._invoke_callbacks()
 
     def _outcome(self, *, may_interrupt: bool) -> tuple[Any, BaseException | None]:

@@ -152,9 +152,9 @@ class Work:
                     future.settle(in_callback_thread=True)
                 del future  # it lives as long as its user wants
 
-    def drop(self, future: Future[Any]) -> None:
-        """It has its value."""
-        self._open.drop(*future.job)
+    def drop(self, backend: Backend, jid: int) -> None:
+        """Its future has its value."""
+        self._open.drop(backend, jid)
         if self._closes_itself and not self._open:
             self._close_soon()
 

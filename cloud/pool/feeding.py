@@ -35,6 +35,7 @@ _FIRST: Final = 64
 _CHUNK_ITEMS: Final = 4096
 _MAX_ITEMS: Final = 1 << 18
 _BLOCK_S: Final = 0.05
+_MAX_INLINE: Final = 1 << 20
 _MAX_UNFINISHED: Final = 16_384
 _QUICK_S: Final = 0.002
 _INLINE_S: Final = 0.02
@@ -115,13 +116,15 @@ class Feed:
         except Exception as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
             sink.end(exc)
             return
-        if type(iterable) in _INSTANT:
+        self._is_instant = type(iterable) in _INSTANT
+        if self._is_instant:
             with suppress(Exception):  # raised again, for each item
                 self._pickle()
-            self._n = self._items_of_block(_FIRST if self._mean_s() == 0.0 else self._most_items() // 4)
+            self._n = self._items_of_block(self._most_items() // 4 if self._mean_s() else _FIRST)
             until = time.monotonic() + _INLINE_S
-            more = True
-            while more and time.monotonic() < until:
+            more, n = True, 0
+            while more and n < _MAX_INLINE and time.monotonic() < until:
+                n += self._n
                 more = self._feed()
             if not more:
                 sink.end()
@@ -135,9 +138,12 @@ class Feed:
         return max(1, min(n, self._most_items()) // self._chunksize) * self._chunksize
 
     def _most_items(self) -> int:
-        # All results of a block are kept until the last was taken. Quick jobs do not have large ones.
+        # All results of a block are kept until the last was taken. Quick jobs do not have large ones. And an iterable
+        # that may be endless is not read far ahead.
         mean_s = self._mean_s()
-        return max(_CHUNK_ITEMS, min(int(_BLOCK_S / mean_s), _MAX_ITEMS)) if mean_s else _CHUNK_ITEMS
+        if not self._is_instant or not mean_s:
+            return _CHUNK_ITEMS
+        return max(_CHUNK_ITEMS, min(int(_BLOCK_S / mean_s), _MAX_ITEMS))
 
     def _mean_s(self) -> float:
         return 0.0 if self._pickled is None else self._pickled[1].mean_s

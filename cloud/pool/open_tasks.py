@@ -66,7 +66,7 @@ class OpenTasks:
     def asked(self) -> None:
         """Somebody wants the result of one. After a share of all he will want those of others, too."""
         self._n_asked += 1
-        if self._n_asked > _MIN_ASKED + len(self) // 8:
+        if self._n_asked > _MIN_ASKED and self._n_asked > len(self) // 8:
             self.keep_ended()
 
     def keep_ended(self) -> None:
