@@ -154,8 +154,7 @@ def chunks_of(
     """
     if type(items) is range and not tuples:
         for start in range(0, len(items), _MAX_RANGE):
-            part = items[start : start + _MAX_RANGE]
-            yield ch.ATOMS_CHUNK, len(part), pickling.dumps_plain(part)
+            yield from pack_items(items[start : start + _MAX_RANGE], namespace, tuples=False)
         return
     items = iter(items)
     n = 1
@@ -173,7 +172,7 @@ def chunks_of(
 
 
 def pack_items(
-    block: list[Any],
+    block: list[Any] | range,
     namespace: Namespace | None,
     *,
     tuples: bool,
@@ -181,15 +180,19 @@ def pack_items(
     limit: int = 0,
 ) -> Iterator[tuple[int, int, bytes]]:
     """(kind, n, payload) of these items, which are one chunk if they can be."""
-    flat: Iterable[Any] = chain.from_iterable(block) if tuples else block
+    if type(block) is range and not tuples:
+        yield ch.ATOMS_CHUNK, len(block), pickling.dumps_plain(block)
+        return
+    items: Any = block
+    flat: Iterable[Any] = chain.from_iterable(items) if tuples else items
     if not limit and pickling.ATOMS.issuperset(map(type, flat)):
-        yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(block)
+        yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
     else:
         yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
 
 
 def _separate(
-    block: list[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
+    block: Iterable[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
 ) -> Iterator[tuple[int, int, bytes]]:
     pickles: list[bytes] = []
     size = 0

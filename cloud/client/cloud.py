@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from cloud.backends.base import Backend, MapWriter, Segment
+from cloud.backends.base import Backend, Segment
 from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
 from cloud.client.callbacks import Callbacks
 from cloud.client.info import info_of, keys_of
@@ -231,10 +231,10 @@ class Cloud:
             function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options
         )
 
-    def open_map(self, func: Callable[..., Any], options: JobOptions) -> MapWriter:
-        """Begin a map, for faces that cut its items into chunks themselves."""
+    def pickled(self, func: Callable[..., Any]) -> tuple[Backend, Function]:
+        """A function ready for ``Backend.open_map``, for faces that cut the items of a map into chunks themselves."""
         backend = self._backend or self._open()
-        return backend.open_map(self._pickled(func, backend), options)
+        return backend, self._pickled(func, backend)
 
     def _pickled(self, func: Callable[..., Any], backend: Backend) -> Function:
         try:

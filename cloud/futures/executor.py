@@ -11,10 +11,8 @@ from typing import Any
 from cloud import current
 from cloud.configuration import usable_cores
 from cloud.futures.future import Future
-from cloud.futures.mapping import MapResults, buffered, results_of
 from cloud.futures.watching import EngineWatch, JobWatch, in_job
 from cloud.futures.work import Work
-from cloud.pool.feeding import Feed
 from cloud.pool.placing import OwnWorkers, Place, shared_place
 
 __all__ = ["Executor"]
@@ -143,6 +141,10 @@ class Executor(futures.Executor):
             RuntimeError: The executor was shut down.
             Exception: What an iterable raises. From ``next``: as ``Future.result``.
         """
+        # Loaded here: a program without maps need not pay for it.
+        from cloud.futures.mapping import MapResults, buffered, results_of
+        from cloud.pool.feeding import Feed
+
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
@@ -152,7 +154,11 @@ class Executor(futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
             return buffered(partial(self.submit, fn), zip(*iterables, strict=False), buffersize, timeout)
         single = len(iterables) == 1
-        items: list[Any] = list(iterables[0]) if single else list(zip(*iterables, strict=False))
+        items: list[Any] | range
+        if single:
+            items = iterables[0] if type(iterables[0]) is range else list(iterables[0])
+        else:
+            items = list(zip(*iterables, strict=False))
         work = self._opened()
         results = MapResults(work)
         with work.gate:

@@ -2,16 +2,22 @@
 
 ::
 
-    job final ──► told, under the engine's lock ──► settled: decoded, waiters woken ──► callbacks
-                    by the thread that waits in result(), else by the executor's callback thread
+    job final ──► settled: decoded, waiters woken ──► callbacks
+                     by whoever asks for it first, if nobody is to be told: nothing happens before
+                     else by the executor's callback thread, which is told of the end
 
-The thread that waits reads the worker's socket itself, so a result that somebody waits for passes through no other
-thread. Callbacks never run on it: it may hold locks that they want.
+Most futures are only ever asked for their result. What telling others takes is made when first needed: the standard
+library's ``wait``, ``as_completed`` and callbacks all begin with the future's condition. Until then a job's end costs
+this process nothing, and the thread that waits in ``result`` reads the worker's socket itself.
+
+Callbacks never run on a thread that waits: it may hold locks that they want.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -19,9 +25,16 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from cloud.backends.base import Backend, Segment
 from cloud.client.info import info_of, keys_of
 from cloud.client.results import decode
-from cloud.errors import BackendClosed, CloudTimeoutError, JobKilled, JobNotFound, SerializationError
+from cloud.errors import (
+    BackendClosed,
+    CloudException,
+    CloudTimeoutError,
+    JobKilled,
+    JobNotFound,
+    SerializationError,
+)
 from cloud.futures.errors import lost_error, task_error
-from cloud.jobs import PROCESSING
+from cloud.jobs import DONE, PROCESSING
 
 if TYPE_CHECKING:
     from cloud.futures.work import Work
@@ -41,14 +54,35 @@ class Future(futures.Future[T], Generic[T]):
     Source: ``concurrent.futures.Future`` of Python 3.11-3.14.
     """
 
-    def __init__(self, work: Work) -> None:
-        super().__init__()
+    _backend: Backend | None = None
+
+    # As the standard library begins. Its condition and lists follow when they are needed: see __getattr__.
+    _state = "PENDING"
+    _result: Any = None
+    _exception: BaseException | None = None
+
+    #: True once others may have to be told of its end.
+    watched = False
+    # Its outcome, taken out of the backend. Then: it was taken before anybody asked; somebody waits for it and will
+    # settle it; its job is final; cancel() ended it; it is being settled; it is.
+    _segment: Segment | None = None
+    _kept = _claimed = _ended = _withdrawn = _settling = _settled = False
+
+    def __init__(self, work: Work, backend: Backend | None = None, jids: tuple[int, ...] = ()) -> None:
+        # Not super().__init__(): it makes what most futures never need.
         self._work = work
-        self._backend: Backend | None = None
-        self._jids: tuple[int, ...] = ()
-        # Somebody waits for it and will settle it; it is being settled, or is; its job is final; cancel() ended it.
-        self._claimed = self._taken = self._ended = self._withdrawn = False
-        self._defers_callbacks = False
+        self._backend = backend
+        self._jids = jids
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_condition":
+            made = self.__dict__.setdefault(name, threading.Condition())
+            self.watch()  # whoever waits for it must be woken
+            return made
+        if name in ("_waiters", "_done_callbacks"):
+            return self.__dict__.setdefault(name, [])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -72,16 +106,36 @@ class Future(futures.Future[T], Generic[T]):
             raise JobNotFound("this task was never submitted: it could not be pickled")
         return info_of(self._backend.describe(self._jids[:1])[0], keys, self._backend.now())
 
+    def done(self) -> bool:
+        """True when the task has ended or was cancelled. Does not block."""
+        return self._is_over() or (not self.watched and self._has_ended())
+
+    def cancelled(self) -> bool:
+        """True when it was cancelled."""
+        return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+
     def running(self) -> bool:
         """True while a worker runs the task. Does not block."""
         self._look()
-        return super().running()
+        return self._state == "RUNNING" and not self.done()
 
     def _look(self) -> None:
-        if self._backend is not None and not self._ended and not self.done() and not super().running():
+        if self._backend is not None and self._state == "PENDING" and not self._ended:
             with suppress(*_GONE, RuntimeError):  # it has ended meanwhile, or another thread has looked, too
                 if self._backend.statuses(self._jids)[0] == PROCESSING:
                     self.set_running_or_notify_cancel()
+
+    def _is_over(self) -> bool:
+        # What is known here, without the lock of the standard library's done().
+        return self._state not in ("PENDING", "RUNNING")
+
+    def _has_ended(self) -> bool:
+        if self._ended or self._backend is None:
+            return self._ended
+        try:
+            return self._backend.statuses(self._jids)[0] >= DONE
+        except _GONE:
+            return True  # there will be no other word of it
 
     def __repr__(self) -> str:
         self._look()
@@ -103,55 +157,54 @@ class Future(futures.Future[T], Generic[T]):
             CloudTimeoutError: It has not ended in time. It is a ``TimeoutError``, and the task goes on.
         """
         try:
-            self._wait(timeout)
-            return super().result(0)
+            if self._kept and not self._settled:
+                self.settle()
+            if self._state != "FINISHED":
+                self._wait(timeout)
+            if self._exception is not None:
+                raise self._exception
+            value: T = self._result
+            return value
         finally:
             self = None  # type: ignore[assignment]  # noqa: PLW0642 - else a raised exception would refer to itself
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As ``result``; what it would raise, or None."""
         self._wait(timeout)
-        return super().exception(0)
+        return self._exception
 
     def _wait(self, timeout: float | None) -> None:
         if not self.wait(timeout):
             raise CloudTimeoutError("the task has not ended in time", jid=list(self._jids))
+        if self.cancelled():
+            raise futures.CancelledError
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the task has ended, for at most ``timeout`` seconds; True if it has."""
-        if self._is_over():
+        if self._state not in ("PENDING", "RUNNING"):
             return True
-        if self._claim():
-            self._drive(timeout)
-        else:
-            with self._condition:
-                if not self._is_over():
-                    self._condition.wait(timeout)
+        if not self._ended:
+            self._work.asked()
+        if not self._ended:
+            self._drive(None if timeout is None else max(0.0, timeout))
+        if self._ended:
+            self.settle()
         return self._is_over()
 
-    def _is_over(self) -> bool:
-        # done() without its lock.
-        return self._state not in ("PENDING", "RUNNING")
-
-    def _claim(self) -> bool:
-        with self._work.lock:
-            if self._claimed or self._taken or self._backend is None:
-                return False
-            self._claimed = True
-            return True
-
-    def _drive(self, timeout: float | None) -> None:
+    def _drive(self, timeout_s: float | None) -> None:
         assert self._backend is not None
+        self._claimed = True
         try:
-            timeout_s = None if timeout is None else max(0.0, timeout)
-            if not self._backend.wait(self._jids, timeout_s, stop_on_error=False):
+            unfinished, segments = self._backend.wait_outcomes(self._jids, timeout_s, stop_on_error=False)
+            if not unfinished:
                 self._ended = True
+                if segments is not None:
+                    self._segment = segments[0]
         except _GONE:
             self._ended = True  # there will be no other word of it
         finally:
             # First given up, then looked at: whoever tells of the end looks in the other order.
             self._claimed = False
-            self.settle_if_ended()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +213,9 @@ class Future(futures.Future[T], Generic[T]):
 
         One that runs is left alone: see ``kill``.
         """
-        if self._backend is None or self.done():
+        if self._has_ended():
+            self.wait()
+        if self._backend is None or self._is_over():
             return super().cancel()
         if self.running():
             return False
@@ -170,7 +225,8 @@ class Future(futures.Future[T], Generic[T]):
             return self.cancelled()
         if not self.cancelled():
             super().cancel()
-        self.settle_if_ended()
+        self._ended = True
+        self.settle()
         return True
 
     def kill(self) -> bool:
@@ -188,20 +244,25 @@ class Future(futures.Future[T], Generic[T]):
 
     # --- for the executor ---------------------------------------------------------------------------------------------
 
-    def attach(self, backend: Backend, jids: tuple[int, ...]) -> None:
-        """Stand for this job from now on."""
-        self._backend, self._jids = backend, jids
-
     @property
     def job(self) -> tuple[Backend, int]:
         """Where its job is, and the jid."""
         assert self._backend is not None
         return self._backend, self._jids[0]
 
-    @property
-    def ended(self) -> bool:
-        """True when its job is final, whether or not it is settled."""
-        return self._ended
+    def watch(self) -> None:
+        """See that it is settled when it ends, or now, whether or not anybody asks."""
+        if self.watched:
+            return
+        self.watched = True
+        if self._backend is None or self._settled or self._settling:
+            return
+        try:
+            self._work.watch(self)
+        except _GONE:
+            self._ended = True
+        if self._ended:
+            self.settle()
 
     def tell(self, first: int = 0, n: int = 0, status: int = 0) -> None:
         """Its job is final. Called under the engine's lock."""
@@ -209,93 +270,119 @@ class Future(futures.Future[T], Generic[T]):
         if not self._claimed:
             self._work.ended(self)
 
-    def take(self) -> bool:
-        """True for one caller only, who is to settle it."""
-        with self._work.lock:
-            if self._taken or self._claimed:
-                return False
-            self._taken = True
-            return True
+    def keep(self, segment: Segment) -> None:
+        """This is its outcome; the backend may be closed after this."""
+        self._segment = segment
+        self._kept = self._ended = True
 
-    def settle_if_ended(self) -> None:
-        """Settle it here and now if its job is final and nobody else does."""
-        if self._ended and self.take():
-            self._defers_callbacks = True
+    def settle(self, *, in_callback_thread: bool = False) -> None:
+        """Its job is final: take the outcome over, wake those who wait, have callbacks run. Blocks if others do so."""
+        with self._lock:
+            if self._settled:
+                return
+            self._settling = True
             try:
-                self.settle()
+                self._finish(*self._outcome(may_interrupt=not in_callback_thread))
+                self._settled = True
             except KeyboardInterrupt:
-                # Ctrl-C while the value is rebuilt: another thread does it.
-                self._taken = False
+                # Ctrl-C while the value is rebuilt: another thread does it, or this one when it asks again.
                 self._work.ended(self)
                 raise
+            finally:
+                self._settling = False
+            self._segment = None
+        if (self.watched or not self._kept) and self._backend is not None:
+            self._work.drop(self._backend, self._jids[0])
+        if self.watched:
+            if in_callback_thread:
+                self._invoke_callbacks()
+            elif self._done_callbacks:
+                self._work.callbacks.put(self._invoke_callbacks)
 
-    def settle(self, segment: Segment | None = None) -> None:
-        """Take the outcome over; wake those who wait; run callbacks."""
-        value: Any = None
-        error: BaseException | None = None
+    def lose(self, error: CloudException) -> None:
+        """End with this error, unless it has ended."""
+        with self._lock:
+            if self._settled:
+                return
+            self._settling = True
+            self._finish(None, error)
+            self._settled, self._settling = True, False
+        self._work.drop(*self.job)
+        self._invoke_callbacks()
+
+    def _outcome(self, *, may_interrupt: bool) -> tuple[Any, BaseException | None]:
+        """The value, or the error."""
         try:
-            backend = self.job[0]
-            segments = backend.outcomes(self._jids) if segment is None else [segment]
+            backend = self._backend
+            assert backend is not None
+            segments = backend.outcomes(self._jids) if self._segment is None else [self._segment]
             values, failures = decode(self._jids, segments, backend.namespace)
-            if failures:
-                error = task_error(failures[0])
-            else:
-                value = values[0]
+            return (None, task_error(failures[0])) if failures else (values[0], None)
         except _GONE as exc:
-            error = lost_error(exc, self.jid)
+            return None, lost_error(exc, self.jid)
         except KeyboardInterrupt as exc:
-            if self._defers_callbacks and threading.current_thread() is threading.main_thread():
+            if may_interrupt and threading.current_thread() is threading.main_thread():
                 raise
-            error = _unreadable(exc, self.jid)
+            return None, _unreadable(exc, self.jid)
         except BaseException as exc:  # noqa: BLE001 - rebuilding runs the user's code
-            error = _unreadable(exc, self.jid)
-        self.finish(value, error)
+            return None, _unreadable(exc, self.jid)
 
-    def finish(self, value: Any, error: BaseException | None) -> None:
-        """End with this value or error, unless it was cancelled."""
+    def _finish(self, value: Any, error: BaseException | None) -> None:
+        """End with this value or error, unless it was cancelled, or the user has set something."""
         if self._withdrawn and isinstance(error, JobKilled):
             super().cancel()
-        if self._is_over() and self.cancelled():
+        if not self.watched:
+            # As below. Whoever makes the condition meanwhile finds the state changed, or is woken.
+            self._result, self._exception = value, error
+            self._state = "FINISHED"
+            self._wake()
+        elif self.cancelled():
             with suppress(RuntimeError):  # nobody is told twice
                 self.set_running_or_notify_cancel()
         else:
-            with suppress(futures.InvalidStateError):  # the user has set something
+            with suppress(futures.InvalidStateError):
                 if error is None:
                     self.set_result(value)
                 else:
                     self.set_exception(error)
-        self._work.drop(self)
+
+    def _wake(self) -> None:
+        if self.watched:
+            with self._condition:
+                for waiter in self._waiters:
+                    waiter.add_result(self)
+                self._condition.notify_all()
 
     def abandon(self) -> None:
         """In a forked child: the task is the parent's."""
-        self._condition = threading.Condition()
-        self._callbacks().clear()
-        self._waiters.clear()
-        self._taken = True
-        if not self._is_over():
-            self.set_exception(lost_error(BackendClosed("the parent's"), self.jid))
-
-    def _callbacks(self) -> list[Any]:
-        found: list[Any] = self._done_callbacks  # type: ignore[attr-defined]
-        return found
+        self._lock = threading.Lock()
+        for name in ("_condition", "_waiters", "_done_callbacks", "watched"):
+            self.__dict__.pop(name, None)
+        self._ended = True
+        self.lose(lost_error(BackendClosed("the parent's"), self.jid))
 
     def _invoke_callbacks(self) -> None:
-        run = super()._invoke_callbacks  # type: ignore[misc]
-        if not self._callbacks():
-            return
-        if self._defers_callbacks:
-            self._work.callbacks.put(run)
-        else:
-            run()
+        # Not while its lock is held, but then. Each is taken out: several threads may come here.
+        callbacks: list[Any] = self._done_callbacks if self.watched else []
+        while callbacks and not self._settling:
+            with suppress(IndexError):
+                callback = callbacks.pop(0)
+                _call(callback, self)
 
     def __reduce__(self) -> Any:
         raise TypeError("futures cannot be passed between processes or pickled")
 
     def __del__(self) -> None:
-        backend = self.__dict__.get("_backend")
-        if backend is not None:
+        if self._backend is not None:
             # Not here: this may be called anywhere, with any lock held.
-            self._work.forgotten.append((backend, self._jids))
+            self._work.forgotten.append((self._backend, self._jids))
+
+
+def _call(callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    try:
+        callback(future)
+    except Exception:
+        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
 
 
 def _unreadable(cause: BaseException, jid: int | None) -> SerializationError:

@@ -11,8 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cloud.backends.base import Backend
+from cloud.client.results import decode
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobKilled
 from cloud.futures.errors import lost_error, task_error
+from cloud.jobs import Jids
 from cloud.pool.iterators import IMapIterator, Raised
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ __all__ = ["MapResults", "buffered", "results_of"]
 
 
 class MapResults(IMapIterator):
-    """Results of one map, in the order of the items. Its jobs are kept as long as it is."""
+    """Results of one map, in the order of the items. Its jobs are kept as long as it is.
+
+    For one reader, ``values``: ready are lists of values, the next one last, and perhaps the error that ends them.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -34,7 +39,7 @@ class MapResults(IMapIterator):
     def add(self, backend: Backend, jids: range) -> None:
         with self._changed:
             self._n_open += 1
-        # First: as soon as they are added they may be taken and forgotten.
+        # Before anybody knows of them: who takes the last result deletes the jobs.
         with suppress(BackendClosed):
             backend.when_final(jids, self._end_part)
         super().add(backend, jids)
@@ -58,6 +63,16 @@ class MapResults(IMapIterator):
         for backend, jids in self._submitted():
             self._work.withdraw(backend, jids)
 
+    def _keep(self, backend: Backend, jids: Jids) -> None:
+        values, failures = decode(jids, backend.outcomes(jids), backend.namespace)
+        if failures:
+            first = next(index for index, value in enumerate(values) if value is failures[0])
+            del values[first:]
+        values.reverse()
+        self._ready.append(values)
+        if failures:
+            self._ready.append(Raised(self._raised(failures[0])))
+
     def _raised(self, failure: CloudException) -> BaseException:
         if self._withdrawn and isinstance(failure, JobKilled):
             return CancelledError()
@@ -74,11 +89,13 @@ class MapResults(IMapIterator):
         ready = self._ready
         try:
             while True:
-                # Not kept in a variable here: whoever has the value is the only one to have it.
-                while ready and type(ready[0]) is not Raised:
-                    yield ready.popleft()
-                if ready:
-                    raise ready.popleft().error
+                while ready:
+                    if type(ready[0]) is Raised:
+                        raise ready.popleft().error
+                    values = ready.popleft()
+                    # Not kept in a variable here: whoever has the value is the only one to have it.
+                    while values:
+                        yield values.pop()
                 try:
                     self._look(deadline)
                 except StopIteration:

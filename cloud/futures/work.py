@@ -2,8 +2,8 @@
 
 An Executor that is forgotten leaves its work behind, which goes on to its end; so does the end of the program.
 
-Lock order: ``gate`` (submitting), then the engine's lock, then ``lock`` (who settles a future). Neither of the first
-two is held while a value is rebuilt or a callback runs.
+Lock order: ``gate`` (submitting), then the engine's lock; a future's own, under which its value is rebuilt, and then
+the engine's. No lock is held while a callback runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cloud.futures.future import Future
 from cloud.jobs import KILLED, QUEUED, WAITING, Jids
 from cloud.pool.callbacks import CallbackThread
 from cloud.pool.errors import unsent_error
+from cloud.pool.open_tasks import OpenTasks
 from cloud.pool.placing import Place
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ class Work:
         watch: What tells futures that their jobs are final.
 
     Attributes:
-        lock: Held while it is decided who settles a future.
         gate: Held while a task is submitted: none is once ``closing``.
         callbacks: Runs callbacks, and settles.
         forgotten: Jobs whose futures are gone.
@@ -54,14 +54,12 @@ class Work:
 
     def __init__(self, place: Place, watch: Watch) -> None:
         self.place = place
-        self.lock = threading.Lock()
         self.gate = threading.RLock()
         self.callbacks = CallbackThread()
         self.forgotten: deque[tuple[Backend, Jids]] = deque()
         self.closing = False
         self._watch = watch
-        self._backends: set[Backend] = set()
-        self._open: set[Future[Any]] = set()
+        self._open = OpenTasks(deletes=False)
         self._open_maps: set[MapResults] = set()
         self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         self._ended: deque[Future[Any]] = deque()
@@ -86,7 +84,6 @@ class Work:
         Raises:
             RuntimeError: No more tasks are taken.
         """
-        future: Future[Any] = Future(self)
         with self.gate:
             self.check_open()
             try:
@@ -94,17 +91,27 @@ class Work:
             except BackendClosed as exc:
                 raise RuntimeError("cannot schedule new futures after shutdown") from exc
             except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
-                future.set_exception(unsent_error(exc))
-                return future
-            future.attach(backend, tuple(jids))
-            if backend not in self._backends:
-                self._backends.add(backend)
+                refused: Future[Any] = Future(self)
+                refused.set_exception(unsent_error(exc))
+                return refused
+            if self._open.of(backend) is None:
                 backend.when_closed(partial(_closed, weakref.ref(self)))
-            self._open.add(future)
-            self._watch.add(future)
+            future: Future[Any] = Future(self, backend, jids)
+            self._open.add(backend, jids[0], future)
+            if self.place.shared:
+                # Others may delete its job, or close the backend: it must have its value before.
+                future.watch()
         if len(self.forgotten) > _MAX_FORGOTTEN:
             self.forget()
         return future
+
+    def asked(self) -> None:
+        """Somebody wants the result of a task."""
+        self._open.asked()
+
+    def watch(self, future: Future[Any]) -> None:
+        """Have it told when its job is final."""
+        self._watch.add(future)
 
     def begin(self, results: MapResults) -> None:
         """A map was begun."""
@@ -140,13 +147,14 @@ class Work:
                 for jid, segment in zip(jids, segments, strict=True):
                     # Taken one by one: the callback of one may ask for the result of another.
                     future = by_jid.pop(jid)
-                    if future.take():
-                        future.settle(segment)
+                    if segment is not None:
+                        future.keep(segment)
+                    future.settle(in_callback_thread=True)
                 del future  # it lives as long as its user wants
 
-    def drop(self, future: Future[Any]) -> None:
-        """It has its value."""
-        self._open.discard(future)
+    def drop(self, backend: Backend, jid: int) -> None:
+        """Its future has its value."""
+        self._open.drop(backend, jid)
         if self._closes_itself and not self._open:
             self._close_soon()
 
@@ -179,17 +187,18 @@ class Work:
                 if pending:
                     backend.wait(pending, _KILL_WAIT_S, stop_on_error=False)
         for future in futures:
-            future.settle_if_ended()
-            if future.ended:
-                future.wait()  # another thread is settling it
+            future.wait(0.0)
 
     def forget(self) -> None:
         """Delete the jobs whose futures are gone."""
         found: dict[Backend, list[int]] = {}
+        forgotten = self.forgotten
         with suppress(IndexError):
             while True:
-                backend, jids = self.forgotten.popleft()
-                found.setdefault(backend, []).extend(jids)
+                backend, jids = forgotten.popleft()
+                if backend not in found:
+                    found[backend] = []
+                found[backend] += jids
         for backend, every in found.items():
             with suppress(BackendClosed):
                 try:
@@ -201,14 +210,14 @@ class Work:
 
     def backend_closed(self) -> None:
         """Nothing more will be heard of their jobs: those who wait for futures must not wait for ever."""
-        for future in list(self._open):
+        for future in self._open:
             future.tell()
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def cancel_pending(self) -> None:
         """End all tasks that have not begun."""
-        for future in list(self._open):
+        for future in self._open:
             future.cancel()
         for results in list(self._maps):
             results.withdraw()
@@ -219,10 +228,10 @@ class Work:
         with self.gate:
             pass  # whoever is submitting has done so
         while self._open or self._open_maps:
-            for future in list(self._open):
+            self._open.wait()
+            for future in self._open:
                 future.wait()
-                if future in self._open:
-                    self._flush()  # it is being settled there
+            self._flush()  # some may be being settled there
             for results in list(self._open_maps):
                 with suppress(BackendClosed):
                     results.wait()
@@ -232,22 +241,28 @@ class Work:
     def close_later(self) -> None:
         """Take no more tasks, and end the workers when all have ended. Does not block: may be called anywhere."""
         self.closing = self._closes_itself = True
+        if not self._closed:
+            self.callbacks.put(self._watch_open)
         self._close_soon()
+
+    def _watch_open(self) -> None:
+        for future in self._open:
+            future.watch()
 
     def end(self) -> None:
         """Take no more tasks and end the workers now. What has not begun is cancelled, what runs fails."""
         self.closing = True
         self.cancel_pending()
         if self.place.shared:
-            self.kill(list(self._open))
+            self.kill(self._open)
         for results in list(self._maps):
             results.secure()
             if self.place.shared:
                 results.cancel(self.place.cloud)
+        self._open.keep_ended()
         self.place.close()
-        for future in list(self._open):
-            if future.take():
-                future.finish(None, lost_error(BackendClosed(), future.jid))
+        for future in self._open:
+            future.lose(lost_error(BackendClosed(), future.jid))
         for results in list(self._maps):
             results.give_up(BackendClosed("the executor was ended before this task"))
         self._open_maps.clear()
@@ -294,7 +309,6 @@ class Work:
 
     def reset(self) -> None:
         """In a forked child: the tasks are the parent's, and so are the threads."""
-        self.lock = threading.Lock()
         self.gate = threading.RLock()
         self._ending = threading.Lock()
         self.callbacks = CallbackThread()
@@ -303,7 +317,7 @@ class Work:
         self.forgotten.clear()
         self._ended.clear()
         self._scheduled = False
-        abandoned, self._open = self._open, set()
+        abandoned, self._open = self._open, OpenTasks(deletes=False)
         for future in abandoned:
             future.abandon()
         self._open_maps.clear()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -26,11 +26,16 @@ from cloud.pool.errors import unsent_error
 if TYPE_CHECKING:
     from cloud.backends.base import MapWriter
     from cloud.pool.placing import Place
+    from cloud.serialization.functions import Function
     from cloud.serialization.namespace import Namespace
 
 __all__ = ["Feed", "Sink", "extend"]
 
-_MAX_ITEMS: Final = 4096
+_FIRST: Final = 64
+_CHUNK_ITEMS: Final = 4096
+_MAX_ITEMS: Final = 1 << 18
+_BLOCK_S: Final = 0.05
+_MAX_INLINE: Final = 1 << 20
 _MAX_UNFINISHED: Final = 16_384
 _QUICK_S: Final = 0.002
 _INLINE_S: Final = 0.02
@@ -52,7 +57,7 @@ class Sink(Protocol):
 
 
 def extend(
-    writer: MapWriter, items: Iterator[Any], namespace: Namespace | None, chunksize: int, *, tuples: bool
+    writer: MapWriter, items: Iterable[Any], namespace: Namespace | None, chunksize: int, *, tuples: bool
 ) -> None:
     """Add items to a map.
 
@@ -61,7 +66,8 @@ def extend(
             them best.
     """
     if chunksize:
-        while block := list(islice(items, chunksize)):
+        reader = iter(items)
+        while block := list(islice(reader, chunksize)):
             for chunk in pack_items(block, namespace, tuples=tuples):
                 writer.extend(*chunk)
     else:
@@ -96,6 +102,7 @@ class Feed:
         self._tuples = tuples
         self._place = place
         self._func = func
+        self._pickled: tuple[Backend, Function] | None = None
         self._sink = sink
         self._chunksize = chunksize
         self._exact = exact
@@ -104,67 +111,93 @@ class Feed:
         self._stopped = False
         self._thread: threading.Thread | None = None
         try:
-            self._items: Iterator[Any] = iter(iterable)
+            # A range is submitted in ranges.
+            self._items: Any = iterable if type(iterable) is range and not tuples else iter(iterable)
         except Exception as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
             sink.end(exc)
             return
-        n = self._items_of_block(64)
-        if type(iterable) in _INSTANT:
+        self._is_instant = type(iterable) in _INSTANT
+        if self._is_instant:
+            with suppress(Exception):  # raised again, for each item
+                self._pickle()
+            self._n = self._items_of_block(self._most_items() // 4 if self._mean_s() else _FIRST)
             until = time.monotonic() + _INLINE_S
-            more = True
-            while more and time.monotonic() < until:
-                more, n = self._feed(n), self._items_of_block(4 * n)
+            more, n = True, 0
+            while more and n < _MAX_INLINE and time.monotonic() < until:
+                n += self._n
+                more = self._feed()
             if not more:
                 sink.end()
                 return
         else:
-            n = chunksize
-        self._n = n
+            self._n = chunksize
         self._thread = threading.Thread(target=self._run, name="cloud-pool-feed", daemon=True)
         self._thread.start()
 
     def _items_of_block(self, n: int) -> int:
-        return max(1, min(n, _MAX_ITEMS) // self._chunksize) * self._chunksize
+        return max(1, min(n, self._most_items()) // self._chunksize) * self._chunksize
+
+    def _most_items(self) -> int:
+        # All results of a block are kept until the last was taken. Quick jobs do not have large ones. And an iterable
+        # that may be endless is not read far ahead.
+        mean_s = self._mean_s()
+        if not self._is_instant or not mean_s:
+            return _CHUNK_ITEMS
+        return max(_CHUNK_ITEMS, min(int(_BLOCK_S / mean_s), _MAX_ITEMS))
+
+    def _mean_s(self) -> float:
+        return 0.0 if self._pickled is None else self._pickled[1].mean_s
 
     def _run(self) -> None:
+        error: BaseException | None = None
         try:
-            n, more = self._n, True
+            more = True
             while more:
                 if self._n_unfinished >= _MAX_UNFINISHED:
                     with self._changed:
                         self._changed.wait_for(lambda: self._stopped or self._n_unfinished < _MAX_UNFINISHED)
                 if self._stopped:
                     return
-                began = time.perf_counter()
-                more = self._feed(n)
-                took_s = time.perf_counter() - began
-                # A slow iterable gives small blocks, so that its first items need not wait for its last.
-                if took_s < _QUICK_S:
-                    n = self._items_of_block(4 * n)
-                elif took_s > 5 * _QUICK_S:
-                    n = self._items_of_block(n // 4)
-        finally:
-            self._sink.end()
-
-    def _feed(self, n: int) -> bool:
-        """Submit up to ``n`` items; False when there are no more."""
-        block: list[Any] = []
-        error: BaseException | None = None
-        try:
-            # What comes before an error stays in the list.
-            block.extend(islice(self._items, n))
-        except BaseException as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
+                more = self._feed()
+        except BaseException as exc:  # noqa: BLE001 - else the results would end early, and nobody would know
             error = exc
-            del block[len(block) - len(block) % self._chunksize :]
+        finally:
+            self._sink.end(error)
+
+    def _feed(self) -> bool:
+        """Submit the next items; False when there are no more."""
+        n = self._n
+        began = time.perf_counter()
+        block, error = self._read(n)
+        took_s = time.perf_counter() - began
+        # A slow iterable gives small blocks, so that its first items need not wait for its last.
+        if took_s < _QUICK_S:
+            self._n = self._items_of_block(max(4 * n, self._most_items() // 4))
+        elif took_s > 5 * _QUICK_S:
+            self._n = self._items_of_block(n // 4)
         if block:
             self._submit(block)
         if error is not None:
             self._sink.end(error)
         return error is None and len(block) == n
 
-    def _submit(self, block: list[Any]) -> None:
+    def _read(self, n: int) -> tuple[list[Any] | range, BaseException | None]:
+        """Up to ``n`` items; the error that came after them."""
+        if type(self._items) is range:
+            part, self._items = self._items[:n], self._items[n:]
+            return part, None
+        block: list[Any] = []
         try:
-            backend, writer = self._place.open_map(self._func)
+            # What comes before an error stays in the list.
+            block.extend(islice(self._items, n))
+        except BaseException as exc:  # noqa: BLE001 - whatever the user's iterable raises is for the reader of results
+            del block[len(block) - len(block) % self._chunksize :]
+            return block, exc
+        return block, None
+
+    def _submit(self, block: list[Any] | range) -> None:
+        try:
+            backend, writer = self._open_map()
             try:
                 # All of it, before any begins: what cannot be pickled must not make what stands before it run twice.
                 for chunk in list(self._packed(block, backend.namespace)):
@@ -185,8 +218,19 @@ class Feed:
             self._count(backend, jids)
         self._sink.add(backend, jids)
 
-    def _packed(self, block: list[Any], namespace: Namespace | None) -> Iterator[tuple[int, int, bytes]]:
-        n = self._chunksize if self._exact else len(block)
+    def _open_map(self) -> tuple[Backend, MapWriter]:
+        backend, function = self._pickle()
+        return backend, self._place.open_map(backend, function)
+
+    def _pickle(self) -> tuple[Backend, Function]:
+        """The function, pickled once for as long as its place is the same."""
+        pickled = self._pickled
+        if pickled is None or pickled[0] is not self._place.cloud.backend:
+            pickled = self._pickled = self._place.pickled(self._func)
+        return pickled
+
+    def _packed(self, block: list[Any] | range, namespace: Namespace | None) -> Iterator[tuple[int, int, bytes]]:
+        n = self._chunksize if self._exact else len(block) if type(block) is range else _CHUNK_ITEMS
         for start in range(0, len(block), n):
             yield from pack_items(block[start : start + n], namespace, tuples=self._tuples)
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-from cloud.backends.base import Backend, Finals, Segment
+from cloud.backends.base import Backend, Finals
 from cloud.client.results import decode
 from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNotFound
-from cloud.jobs import DONE, Jids
+from cloud.jobs import DONE, PROCESSING, QUEUED, WAITING, Jids
 from cloud.pool.errors import original_error, timeout_error
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner", "Raised"]
 
-_AHEAD: Final = 4096
+_AHEAD: Final = 1 << 16
+_UNFINISHED: Final = (WAITING, QUEUED, PROCESSING)
 
 
 class Owner(Protocol):
@@ -131,13 +132,6 @@ class _Iterator(ABC, Iterator[Any]):
     def submitted(self) -> bool:
         """True when the iterable was read to its end."""
         return self._ended
-
-    def whom_to_ask(self) -> None:
-        """See ``ledger.Open``."""
-        return
-
-    def keep(self, segments: list[Segment]) -> None:
-        """See ``ledger.Open``: never called, as there is nobody to ask."""
 
     def ready(self) -> bool:
         """True when every item has been submitted and has ended."""
@@ -250,9 +244,7 @@ class IMapIterator(_Iterator):
         if backend.wait(jids[at : at + 1], _left(deadline), stop_on_error=False):
             _too_late(jids[at : at + 1])
         codes = backend.statuses(jids[at : at + _AHEAD])
-        n = len(codes)
-        if min(codes) < DONE:
-            n = next(index for index, code in enumerate(codes) if code < DONE)
+        n = min((found for code in _UNFINISHED if (found := codes.find(code)) >= 0), default=len(codes))
         self._keep(backend, jids[at : at + n])
         self._at += n
         if self._at == len(jids):

@@ -13,8 +13,9 @@ from cloud import current
 from cloud.backends.base import Backend, MapWriter
 from cloud.client.cloud import Cloud
 from cloud.errors import BackendClosed, UnsupportedOperation
-from cloud.jobs import Jids, JobOptions
+from cloud.jobs import JobOptions
 from cloud.serialization import pickling
+from cloud.serialization.functions import Function
 from cloud.serialization.namespace import CopiedNamespace, Namespace
 
 __all__ = ["OwnWorkers", "Place", "Shared", "shared_place"]
@@ -36,7 +37,9 @@ class Place(ABC):
         self._options = JobOptions()
         self._options.restartable, self._options.reports_late = False, True
 
-    def submit(self, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]) -> tuple[Backend, Jids]:
+    def submit(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]
+    ) -> tuple[Backend, tuple[int]]:
         """One task: where it went, and its jid.
 
         Raises:
@@ -51,15 +54,18 @@ class Place(ABC):
                 raise
         return self.cloud.backend, (self.cloud.submit(func, args, kwds, self._options),)
 
-    def open_map(self, func: Callable[..., Any]) -> tuple[Backend, MapWriter]:
-        """Begin a map: where, and what takes its items. Errors as ``submit``."""
-        cloud = self.cloud
+    def pickled(self, func: Callable[..., Any]) -> tuple[Backend, Function]:
+        """A function of maps, and where it can go. Errors as ``submit``."""
         try:
-            return cloud.backend, cloud.open_map(func, self._options)
+            return self.cloud.pickled(func)
         except Exception:
             if not self._adapt(func):
                 raise
-        return self.cloud.backend, self.cloud.open_map(func, self._options)
+        return self.cloud.pickled(func)
+
+    def open_map(self, backend: Backend, function: Function) -> MapWriter:
+        """Begin a map there."""
+        return backend.open_map(function, self._options)
 
     @abstractmethod
     def _adapt(self, func: Callable[..., Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
@@ -14,7 +14,6 @@ from cloud import current
 from cloud.backends.base import Backend
 from cloud.configuration import usable_cores
 from cloud.errors import BackendClosed
-from cloud.jobs import Jids
 from cloud.pool.callbacks import CallbackThread
 from cloud.pool.errors import unsent_error
 from cloud.pool.feeding import Feed, extend
@@ -126,7 +125,7 @@ class Pool:
         self._check_running()
         result = ApplyResult(self, callback, error_callback)
         try:
-            self._began(result, *self._place.submit(func, tuple(args), dict(kwds)))
+            result.begin(*self._place.submit(func, tuple(args), dict(kwds)))
         except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
             result.fail(self._refusal(exc))
         return result
@@ -198,15 +197,16 @@ class Pool:
                 chunksize = max(1, -(-len(items) // (4 * self._processes)))
             if tuples:
                 items = map(tuple, items)
-            self._began(result, *self._submit_map(func, iter(items), chunksize, tuples=tuples))
+            result.begin(*self._submit_map(func, items, chunksize, tuples=tuples))
         except Exception as exc:  # noqa: BLE001 - for whoever asks for the result
             result.fail(self._refusal(exc))
         return result
 
     def _submit_map(
-        self, func: Callable[..., Any], items: Iterator[Any], chunksize: int, *, tuples: bool
+        self, func: Callable[..., Any], items: Iterable[Any], chunksize: int, *, tuples: bool
     ) -> tuple[Backend, range]:
-        backend, writer = self._place.open_map(func)
+        backend, function = self._place.pickled(func)
+        writer = self._place.open_map(backend, function)
         try:
             extend(writer, items, backend.namespace, chunksize if self._exact else 0, tuples=tuples)
             return backend, writer.seal()
@@ -259,10 +259,6 @@ class Pool:
         if isinstance(error, BackendClosed) and self._state != _RUN:
             raise ValueError("Pool not running") from error
         return unsent_error(error)
-
-    def _began(self, result: ApplyResult, backend: Backend, jids: Jids) -> None:
-        result.attach(backend, jids)
-        self.ledger.add(result)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,19 @@ class ApplyResult:
 
     #: All its jobs have been, see ``ledger.Open``.
     submitted: bool = True
+    #: Nobody has to tell it of its end, see ``OpenTasks``.
+    watched: bool = False
+
+    _backend: Backend | None = None
+    _jids: Jids = ()
+    _segments: list[Segment] | None = None
+    _settled = False
+    _success = True
+    _value: Any = None
+    _callback: Callable[[Any], object] | None = None
+    _error_callback: Callable[[BaseException], object] | None = None
+    # With a callback: set when that has run.
+    _over: threading.Event | None = None
 
     def __init__(
         self,
@@ -42,25 +55,26 @@ class ApplyResult:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._pool = pool
-        self._callback = callback
-        self._error_callback = error_callback
-        self._backend: Backend | None = None
-        self._jids: Jids = ()
         self._lock = threading.Lock()
-        self._segments: list[Segment] | None = None
-        self._settled = False
-        self._success = True
-        self._value: Any = None
-        # With a callback: set when that has run.
-        self._over = None if callback is None and error_callback is None else threading.Event()
+        if callback is not None or error_callback is not None:
+            self._callback = callback
+            self._error_callback = error_callback
+            self._over = threading.Event()
 
     # --- for the pool -------------------------------------------------------------------------------------------------
 
-    def attach(self, backend: Backend, jids: Jids) -> None:
+    def begin(self, backend: Backend, jids: Jids) -> None:
         """Stand for these jobs from now on."""
         self._backend, self._jids = backend, jids
+        if self._is_single():
+            self._pool.ledger.singles.add(backend, jids[0], self)
+            return
         if self._over is not None:
             backend.when_final(jids, self._finish)
+        self._pool.ledger.add(self)
+
+    def _is_single(self) -> bool:
+        return type(self._jids) is tuple and self._over is None
 
     def fail(self, error: BaseException) -> None:
         """End with this error."""
@@ -68,17 +82,11 @@ class ApplyResult:
         if self._over is not None:
             self._finish()
 
-    def whom_to_ask(self) -> tuple[Backend, int] | None:
-        """See ``ledger.Open``."""
-        if self._over is not None or self._segments is not None or self._backend is None or len(self._jids) != 1:
-            return None
-        return self._backend, self._jids[0]
-
-    def keep(self, segments: list[Segment]) -> None:
-        """See ``ledger.Open``."""
+    def keep(self, segment: Segment) -> None:
+        """See ``OpenTasks``."""
         with self._lock:
             if self._segments is None:
-                self._segments = segments
+                self._segments = [segment]
 
     def cancel(self, cloud: Cloud) -> None:
         """See ``ledger.Open``."""
@@ -176,9 +184,10 @@ class ApplyResult:
             CloudTimeoutError: It has not ended in time; this one is a ``multiprocessing.TimeoutError`` too.
             BackendClosed: The pool was terminated before it ended.
         """
-        if not self._wait(timeout):
-            raise timeout_error(list(self._jids))
-        self._settle()
+        if not self._settled:
+            if not self._wait(timeout):
+                raise timeout_error(list(self._jids))
+            self._settle()
         if self._success:
             return self._value
         raise self._value
@@ -186,6 +195,8 @@ class ApplyResult:
     def _wait(self, timeout: float | None) -> bool:
         if self._over is not None:
             return self._over.wait(timeout)
+        if self._segments is None and self._is_single():
+            self._pool.ledger.singles.asked()
         if self._settled or self._segments is not None:
             return True
         assert self._backend is not None
@@ -209,7 +220,11 @@ class ApplyResult:
                 else:
                     self._value = self._shape(values)
                 self._segments, self._settled = [], True
-        self._pool.ledger.drop(self)
+        if self._is_single():
+            assert self._backend is not None
+            self._pool.ledger.singles.drop(self._backend, self._jids[0])
+        else:
+            self._pool.ledger.drop(self)
 
     def _shape(self, values: list[Any]) -> Any:
         return values[0]

@@ -187,6 +187,55 @@ class Plain:
     """An object that can be pickled and referred to weakly."""
 
 
+class CountsPickles:
+    """A function that knows how often it was pickled."""
+
+    def __init__(self) -> None:
+        self.n_pickled = 0
+
+    def __call__(self, item: int) -> int:
+        return item
+
+    def __reduce__(self) -> Any:
+        self.n_pickled += 1
+        return CountsPickles, ()
+
+
+def _interrupt_once(value: Any) -> Any:
+    if REBUILT.count(value) == 0:
+        REBUILT.append(value)
+        raise KeyboardInterrupt
+    return value
+
+
+REBUILT: list[Any] = []
+
+
+class InterruptsOnce:
+    """Rebuilt, it is ``value``; the first attempt of a process is interrupted."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return _interrupt_once, (self.value,)
+
+
+def _rebuild_slowly(seconds: float) -> Any:
+    time.sleep(seconds)
+    return Plain()
+
+
+class RebuiltSlowly:
+    """Rebuilding it takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return _rebuild_slowly, (self.seconds,)
+
+
 def make_object(_: Any) -> Plain:
     return Plain()
 

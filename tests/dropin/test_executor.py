@@ -19,6 +19,7 @@ import pytest
 
 import cloud
 from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
+from cloud.pool.feeding import Feed
 from cloud.pool.iterators import IMapIterator
 from tests.dropin import pool_functions as fn
 
@@ -126,6 +127,32 @@ def test_map_of_nothing_is_the_same_as_zip_of_nothing(ours: cloud.Executor, thei
     assert list(ours.map(fn.square)) == list(theirs.map(fn.square)) == []
 
 
+RANGES = [range(0), range(7), range(20_000, 0, -3), range(10**20, 10**20 + 200), range(150_000)]
+
+
+@pytest.mark.parametrize("items", RANGES)
+def test_map_of_a_range(items: range, ours: cloud.Executor) -> None:
+    expected = [item * item for item in items]
+    assert list(ours.map(fn.square, items)) == expected
+    # Now it is known how long one takes, and that decides about the size of the blocks.
+    assert list(ours.map(fn.square, items)) == list(ours.map(fn.square, list(items))) == expected
+
+
+def test_a_function_is_pickled_once_for_a_map(ours: cloud.Executor) -> None:
+    function = fn.CountsPickles()
+    assert list(ours.map(function, range(10_000))) == list(range(10_000))
+    assert function.n_pickled == 1
+
+
+def test_a_failure_in_a_long_map_comes_in_its_place(ours: cloud.Executor) -> None:
+    results = ours.map(fn.fail_if_odd, [*range(0, 100_000, 2), 1, *range(0, 100_000, 2)])
+    assert [next(results) for _ in range(50_000)] == list(range(0, 100_000, 2))
+    with pytest.raises(KeyError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
 def test_map_ends_with_the_first_error(ours: cloud.Executor, theirs: ProcessPoolExecutor) -> None:
     seen = []
     for executor in (ours, theirs):
@@ -159,6 +186,29 @@ def test_what_stands_beside_such_an_item_runs_once(ours: cloud.Executor, tmp_pat
     ours.shutdown()
     lines = witness.read_text().splitlines()
     assert len(lines) == len(set(lines)) >= 300
+
+
+def test_results_that_are_taken_at_once_do_not_end_the_map(
+    ours: cloud.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = IMapIterator.add
+
+    def publish_slowly(self: IMapIterator, backend: Any, jids: range) -> None:
+        publish(self, backend, jids)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(IMapIterator, "add", publish_slowly)
+    monkeypatch.setattr("cloud.pool.feeding._INLINE_S", 0.0)
+    assert list(ours.map(fn.square, range(200))) == [number * number for number in range(200)]
+
+
+def test_what_goes_wrong_while_items_are_submitted_is_raised(
+    ours: cloud.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Feed, "_count", lambda *_: 1 / 0)
+    monkeypatch.setattr("cloud.pool.feeding._INLINE_S", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        list(ours.map(fn.square, range(200)))
 
 
 @pytest.mark.parametrize("chunksize", [0, -1])
@@ -271,6 +321,97 @@ def test_wait_and_as_completed(ours: cloud.Executor, theirs: ProcessPoolExecutor
         with pytest.raises(TimeoutError, match=r"1 \(of 5\) futures unfinished"):
             list(futures.as_completed([*fast, slow], timeout=0.01))
         assert len(list(futures.as_completed([*fast, slow, slow], timeout=20))) == 5
+
+
+def finish_unasked(executor: futures.Executor, *call: Any) -> futures.Future[Any]:
+    """A future whose task has ended, and of which nobody has heard."""
+    future = executor.submit(*call)
+    deadline = time.monotonic() + 20
+    while not future.done() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return future
+
+
+def test_what_nobody_asked_for_is_there_at_once(ours: cloud.Executor, theirs: ProcessPoolExecutor) -> None:
+    for executor in (ours, theirs):
+        future = finish_unasked(executor, fn.square, 3)
+        assert futures.wait([future], 0).done == {future}
+        assert [each.result(0) for each in futures.as_completed([finish_unasked(executor, fn.square, 3)], 0)] == [9]
+        seen: list[Any] = []
+        finish_unasked(executor, fn.square, 3).add_done_callback(lambda each: seen.append(each.result(0)))
+        assert seen == [9]
+        assert finish_unasked(executor, fn.square, 3).result(0) == 9
+        assert isinstance(finish_unasked(executor, fn.fail_if_odd, 3).exception(0), KeyError)
+        future = finish_unasked(executor, fn.square, 3)
+        assert (future.cancel(), future.cancelled(), future.running(), future.result(0)) == (False, False, False, 9)
+        assert "state=finished returned int" in repr(finish_unasked(executor, fn.square, 3))
+
+
+def test_what_nobody_asked_for_outlives_the_workers(ours: cloud.Executor) -> None:
+    pending = [ours.submit(fn.fail_if_odd, i) for i in range(1000)]
+    ours.shutdown()
+    assert [future.result(0) for future in pending[::2]] == list(range(0, 1000, 2))
+    assert all(isinstance(future.exception(0), KeyError) for future in pending[1::2])
+
+
+def test_tasks_that_nobody_asks_for_do_not_gather(ours: cloud.Executor) -> None:
+    gone = []
+    for _ in range(20):
+        gone += [weakref.ref(ours.submit(fn.square, i)) for i in range(100)]
+        time.sleep(0.05)
+    assert sum(future() is not None for future in gone) < 600
+
+
+def test_several_threads_rebuild_a_value_once(ours: cloud.Executor) -> None:
+    future = ours.submit(fn.RebuiltSlowly, 0.3)
+    values: list[Any] = []
+    threads = [threading.Thread(target=lambda: values.append(future.result(20))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    futures.wait([future], 20)
+    for thread in threads:
+        thread.join(20)
+    assert len(values) == 5
+    assert {id(value) for value in values} == {id(future.result())}
+
+
+def test_an_interrupted_rebuild_is_done_again(ours: cloud.Executor) -> None:
+    future = ours.submit(fn.InterruptsOnce, 7)
+    with pytest.raises(KeyboardInterrupt):
+        future.result(20)
+    assert future.result(20) == 7
+
+
+def test_waiting_for_what_is_just_being_taken(ours: cloud.Executor) -> None:
+    for _ in range(300):
+        future = ours.submit(fn.square, 3)
+        seen: list[Any] = []
+        taking = threading.Thread(target=future.result, args=(20,))
+        waiting = threading.Thread(target=lambda f=future, s=seen: s.append(futures.wait([f], 20).done))
+        calling = threading.Thread(target=future.add_done_callback, args=(seen.append,))
+        for thread in (taking, waiting, calling):
+            thread.start()
+        for thread in (taking, waiting, calling):
+            thread.join(20)
+        deadline = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert sorted(map(str, seen)) == sorted([str(future), str({future})])
+
+
+def test_callbacks_run_once_whoever_ends_a_task(ours: cloud.Executor) -> None:
+    seen: list[Any] = []
+    pending = [ours.submit(time.sleep, 0.001) for _ in range(200)]
+    for future in pending:
+        future.add_done_callback(seen.append)
+    threads = [threading.Thread(target=lambda part=part: [each.cancel() for each in part]) for part in (pending,) * 2]
+    threads.append(threading.Thread(target=futures.wait, args=(pending, 20)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    ours.shutdown()
+    assert len(seen) == len(set(seen)) == 200
 
 
 def test_callbacks(ours: cloud.Executor, theirs: ProcessPoolExecutor) -> None:

@@ -74,6 +74,11 @@ def both(ours: Any, theirs: Any, call: Callable[[Any], Any]) -> Any:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Callable[[Any], Any]] = {
+    "map of a range": lambda p: p.map(fn.square, range(9_000, 0, -2)),
+    "map of an empty range": lambda p: p.map(fn.square, range(0)),
+    "imap of a range": lambda p: list(p.imap(fn.square, range(9_000, 0, -2), 7)),
+    "imap_unordered of a range": lambda p: sorted(p.imap_unordered(fn.square, range(9_000))),
+    "starmap of a range": lambda p: p.starmap(fn.square, range(3)),
     "apply": lambda p: p.apply(fn.describe, (1, "a"), {"key": None}),
     "apply without arguments": lambda p: p.apply(fn.describe),
     "apply with a list of arguments": lambda p: p.apply(fn.describe, [1, 2], {}),
