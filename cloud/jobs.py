@@ -500,8 +500,10 @@ def pack_value(
 
 
 def unpack_value(raw: bytes) -> tuple[int, bytes] | None:
-    """(tag, content) of an outcome that has exactly one section; None for any other."""
-    if raw[1] != 1:
+    """(tag, content) of an outcome that begins with its value, as nearly all do that have one; None for any other."""
+    if not raw[1]:
         return None
-    tag = raw[_HEADER.size]
-    return tag, raw[_VALUE_HEADER.size :]
+    tag, n_bytes = _SECTION.unpack_from(raw, _HEADER.size)
+    if tag not in (VALUE, PACKED):
+        return None
+    return tag, raw[_VALUE_HEADER.size : _VALUE_HEADER.size + n_bytes]

@@ -85,6 +85,8 @@ class Waiting:
         self._helper: threading.Thread | None = None
         self._helping = False
         self._give_way = False
+        self._n_leads = 0
+        self._resting = False
         self.handlers = Handlers()
         self._parked = threading.Event()
         self._unpark = threading.Event()
@@ -166,6 +168,7 @@ class Waiting:
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> None:
         handlers = self.handlers
+        self._n_leads += 1
         try:
             handlers.wake_by(self._executor.interrupt)
             while not (done() or self.closed or handlers.waiting) and self._step(deadline):
@@ -194,6 +197,8 @@ class Waiting:
     def _leave(self) -> None:
         self._led_at = time.monotonic()
         self._lead_lock.release()
+        if self._resting:
+            self._unpark.set()
         if self._followers:
             with self._lock:
                 # Whoever polled last may have ended their jobs too; only one that still waits can lead.
@@ -238,6 +243,7 @@ class Waiting:
             self._unpark.set()
 
     def _help(self) -> None:
+        seen = 0
         while not self.closed:
             if not self._busy() and not self._timers:
                 self._unpark.clear()
@@ -248,6 +254,10 @@ class Waiting:
                 self._parked.clear()
                 continue
             wait_s = self._led_at + _HELP_AFTER_S - time.monotonic()
+            if self._lead_lock.locked() and self._n_leads == seen:
+                self._rest(seen)
+                continue
+            seen = self._n_leads
             if self._lead_lock.locked() or wait_s > 0:
                 self._unpark.wait(max(wait_s, _HELP_AFTER_S / 2))
                 continue
@@ -259,6 +269,15 @@ class Waiting:
                 finally:
                     self._helping = self._give_way = False
                     self._leave()
+
+    def _rest(self, seen: int) -> None:
+        """One leads for long, and wakes us as it leaves: to look again and again would take a core from the workers."""
+        self._unpark.clear()
+        self._resting = True
+        if self._lead_lock.locked() and self._n_leads == seen and not self.closed:
+            self._unpark.wait()
+        self._resting = False
+        self._unpark.clear()
 
     def close(self) -> None:
         """Wake everybody; waits then raise BackendClosed. Idempotent; bounded."""

@@ -409,9 +409,10 @@ def test_the_short_way_packs_the_same(value: bytes) -> None:
     assert unpack_value(short) == (VALUE, value)
 
 
-def test_only_an_outcome_of_one_section_is_unpacked_the_short_way() -> None:
+def test_only_an_outcome_that_begins_with_its_value_is_unpacked_the_short_way() -> None:
     assert unpack_value(pack_outcome(DONE)) is None
-    assert unpack_value(pack_outcome(DONE, [(VALUE, b"x"), (ERROR_TEXT, b"y")])) is None
+    assert unpack_value(pack_outcome(DONE, [(VALUE, b"x"), (STDOUT, b"y")])) == (VALUE, b"x")
+    assert unpack_value(pack_outcome(DONE, [(STDOUT, b"y"), (VALUE, b"x")])) is None
 
 
 def test_text_that_is_no_text_is_shown_as_far_as_it_goes() -> None:

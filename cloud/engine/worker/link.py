@@ -88,6 +88,12 @@ class Link:
             self._poll.poll()
             self._read()
 
+    def look(self) -> bool:
+        """Take what has arrived, without waiting; True if there is something in ``frames`` now."""
+        if not self._n_requests:  # else threads that a job left behind may be reading
+            self._read()
+        return bool(self.frames)
+
     def send(self, data: bytes, segment: Segment | None = None) -> None:
         """Write all of ``data``. Blocks while the engine does not read.
 

@@ -114,6 +114,8 @@ class Worker:
             while frames:
                 kind, body = frames.popleft()
                 handlers[kind](body)
+            if self._outbox.has_left and self.link.look():
+                continue
             self._outbox.finish()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-HOLD_S: Final = 0.002
+HOLD_S: Final = 0.003
 """How long an outcome is held for those of the next items, which then go with it."""
 
 
@@ -77,9 +77,14 @@ class Outbox:
             self._link.send(b"".join(plain))
             plain.clear()
 
+    @property
+    def has_left(self) -> bool:
+        """True while outcomes are in the ring that the engine has not taken."""
+        return self._ring.has_unread
+
     def finish(self) -> None:
         """Nothing more is to be run: see that the engine knows all outcomes soon."""
         if self._held:
             self.flush(wake=True)
-        elif self._ring.has_unread:
+        elif self.has_left:
             self._link.send(ch.frame(ch.LEFT))
