@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from cloud.errors import CloudException
 from cloud.jobs import Jids, JobOptions
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 Segment = tuple[int, int, int, bytes]
 """(first index in the outcome, number wanted, number it holds, packed outcome); an outcome may hold a run of items."""
+
+
+def singly(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """The same, one for each job."""
+    for skip, n, length, raw in segments:
+        for index in range(skip, skip + n):
+            yield index, 1, length, raw
 
 
 class MapWriter(ABC):

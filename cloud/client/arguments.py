@@ -72,7 +72,8 @@ def pickle_call(
     """
     share = namespace is None or namespace.shares
     try:
-        if not kwargs and pickling.ATOMS.issuperset(map(type, args)) and not (share and _are_large(args)):
+        are_atoms = not kwargs and pickling.ATOMS.issuperset(map(type, args))
+        if are_atoms and not (share and args and max(map(getsizeof, args)) >= SHARE_BYTES):
             content = pickling.dumps_plain((args, kwargs))
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
@@ -83,10 +84,6 @@ def pickle_call(
     if limit and size_of(content) > limit:
         raise too_large(size_of(content), limit, args, kwargs)
     return content
-
-
-def _are_large(args: tuple[Any, ...]) -> bool:
-    return max(map(getsizeof, args), default=0) >= SHARE_BYTES
 
 
 def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:

@@ -32,7 +32,6 @@ from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
-    DEFAULT_OPTIONS,
     DONE,
     ERROR,
     ERROR_TEXT,
@@ -147,8 +146,8 @@ class Engine(Source):
             BackendClosed: The engine is closed.
         """
         jid = 0
-        if self._has_intake and options is DEFAULT_OPTIONS and environment is None:
-            jid = self._take_in(function, context, arguments, depth)
+        if self._has_intake and environment is None and not self.executor.has_room:
+            jid = self._take_in(function, context, arguments, options, depth)
         if not jid:
             with self.changing:
                 self._check(options, depth)
@@ -165,14 +164,16 @@ class Engine(Source):
             self.waiting.poll_once()
         return jid
 
-    def _take_in(self, function: Function, context: tuple[int, bytes], arguments: bytes, depth: int) -> int:
+    def _take_in(
+        self, function: Function, context: tuple[int, bytes], arguments: bytes, options: JobOptions, depth: int
+    ) -> int:
         """The jid of a call that is put aside, as nobody would begin it now; 0 if somebody would, or it must not be."""
         with self.lock:
-            if self.executor.has_room or not Intake.takes(function, arguments):
+            if self.executor.has_room or not Intake.takes(function, arguments, options):
                 return 0
-            self._check(DEFAULT_OPTIONS, depth)
+            self._check(options, depth)
             jid = self._store.new_jids(1)
-            self._intake.append((jid, function, context, depth, self.clock.now(), arguments))
+            self._intake.append((jid, function, context, options, depth, self.clock.now(), arguments))
             return jid
 
     def _empty_intake(self) -> None:
@@ -397,7 +398,7 @@ class Engine(Source):
             self._failures.append((batch, start, n))
         if batch.watches is not None:
             self._tell(batch, start, n)
-        if batch.n_final == batch.n and batch.sealed:
+        if batch.n_final == batch.n and batch.sealed and (batch.chunks or self._max_kept):
             self._ended(batch)
 
     def finish_each(self, batch: Batch, start: int, outcomes: list[bytes]) -> None:

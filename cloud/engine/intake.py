@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from cloud.engine.channel import SEPARATE_CHUNK, join_separate
 from cloud.engine.store.base import Batch, Chunk
-from cloud.jobs import DEFAULT_OPTIONS
+from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
@@ -25,8 +25,8 @@ _MAX_BYTES: Final = 1 << 10
 _TOGETHER_S: Final = 0.001
 """The jobs of a batch have one time of creation."""
 
-Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], int, float, bytes]"
-"""jid, function, context, depth, created, arguments."""
+Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], JobOptions, int, float, bytes]"
+"""jid, function, context, options, depth, created, arguments."""
 
 
 class Intake(deque[Taken]):
@@ -36,8 +36,13 @@ class Intake(deque[Taken]):
     """
 
     @staticmethod
-    def takes(function: Function, arguments: bytes) -> bool:
-        """Whether a call may share a batch: loading its function once serves all, and it is small."""
+    def takes(function: Function, arguments: bytes, options: JobOptions) -> bool:
+        """Whether a call may share a batch: loading its function once serves all, and it is small.
+
+        Others have the same options too: the default ones, or those of all tasks of a pool.
+        """
+        if options is not DEFAULT_OPTIONS and (not options.reports_late or options.alone):
+            return False
         return function.reusable and type(arguments) is bytes and len(arguments) <= _MAX_BYTES
 
     def batches(self, tokens: Iterator[int]) -> Iterator[Batch]:
@@ -47,7 +52,7 @@ class Intake(deque[Taken]):
             tokens: For their chunks.
         """
         while self:
-            jid, function, context, depth, created, arguments = self.popleft()
+            jid, function, context, options, depth, created, arguments = self.popleft()
             together = [arguments]
             while self and len(together) < _MAX_TOGETHER:
                 other = self[0]
@@ -55,16 +60,17 @@ class Intake(deque[Taken]):
                     other[0] != jid + len(together)
                     or other[1] is not function
                     or other[2][0] != context[0]
-                    or other[3] != depth
-                    or other[4] - created > _TOGETHER_S
+                    or other[3] is not options
+                    or other[4] != depth
+                    or other[5] - created > _TOGETHER_S
                 ):
                     break
-                together.append(self.popleft()[5])
+                together.append(self.popleft()[6])
             n = len(together)
             if n == 1:
-                yield Batch(jid, function, context, DEFAULT_OPTIONS, depth, created, arguments)
+                yield Batch(jid, function, context, options, depth, created, arguments)
                 continue
-            batch = Batch(jid, function, context, DEFAULT_OPTIONS, depth, created, None)
+            batch = Batch(jid, function, context, options, depth, created, None)
             batch.chunks.append(Chunk(next(tokens), 0, n, SEPARATE_CHUNK, join_separate(together)))
             batch.n = n
             batch.states = bytearray(b"\x01") * n

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from cloud.backends.base import Backend
+from cloud.backends.base import Backend, singly
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.futures.errors import lost_error
 from cloud.futures.future import Future
@@ -143,7 +143,7 @@ class Work:
                 jids = list(by_jid)
                 segments: Iterable[Any] = [None] * len(jids)
                 with suppress(JobNotFound, BackendClosed):  # each by itself, then
-                    segments = backend.outcomes(jids)
+                    segments = list(singly(backend.outcomes(jids)))
                 for jid, segment in zip(jids, segments, strict=True):
                     # Taken one by one: the callback of one may ask for the result of another.
                     future = by_jid.pop(jid)

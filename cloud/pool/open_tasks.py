@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from cloud.backends.base import singly
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
 
@@ -81,7 +82,7 @@ class OpenTasks:
         jids = list(found)
         codes = backend.statuses(jids)
         ended = [jid for jid, code in zip(jids, codes, strict=True) if code >= DONE]
-        for jid, segment in zip(ended, backend.outcomes(ended), strict=True):
+        for jid, segment in zip(ended, singly(backend.outcomes(ended)), strict=True):
             single = found.get(jid)
             if single is not None:  # else another thread was quicker
                 # Looked at before it is kept: from then on it is dropped by whoever settles it if it is watched.

@@ -25,14 +25,23 @@ THERE = 2, b""
 WORK = Function(b"", "module.work", reusable=True)
 OTHER = Function(b"", "module.other", reusable=True)
 FRESH = Function(b"", "module.fresh")
+OF_POOL = JobOptions()
+OF_POOL.restartable, OF_POOL.reports_late = False, True
 
 
 def sizes(intake: Intake) -> list[int]:
     return [batch.n for batch in intake.batches(count(1))]
 
 
-def taken(jid: int, function: Function = WORK, context: Any = HERE, depth: int = 0, at: float = 0.0) -> Any:
-    return jid, function, context, depth, at, b"%d" % jid
+def taken(
+    jid: int,
+    function: Function = WORK,
+    context: Any = HERE,
+    depth: int = 0,
+    at: float = 0.0,
+    options: JobOptions = DEFAULT_OPTIONS,
+) -> Any:
+    return jid, function, context, options, depth, at, b"%d" % jid
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,7 @@ def taken(jid: int, function: Function = WORK, context: Any = HERE, depth: int =
         ([taken(1), taken(2, OTHER), taken(3, OTHER)], [1, 2]),
         ([taken(1), taken(2, context=THERE)], [1, 1]),
         ([taken(1), taken(2, depth=1)], [1, 1]),
+        ([taken(1), taken(2, options=OF_POOL), taken(3, options=OF_POOL)], [1, 2]),
         ([taken(1), taken(2, at=0.0005), taken(3, at=0.5), taken(4, at=0.5)], [2, 2]),
         ([taken(jid) for jid in range(1, 131)], [64, 64, 2]),
     ],
@@ -83,12 +93,21 @@ def test_a_single_call_stays_one() -> None:
 
 
 def test_large_ones_and_those_that_need_their_function_anew_are_not_taken() -> None:
-    assert Intake.takes(WORK, b"small")
-    assert not Intake.takes(FRESH, b"small")
-    assert not Intake.takes(WORK, bytes(100_000))
+    assert Intake.takes(WORK, b"small", DEFAULT_OPTIONS)
+    assert not Intake.takes(FRESH, b"small", DEFAULT_OPTIONS)
+    assert not Intake.takes(WORK, bytes(100_000), DEFAULT_OPTIONS)
     shared = attach(b"small", Segment(MemoryFile.create(), 0, 0))
     assert type(shared) is SharedBytes
-    assert not Intake.takes(WORK, shared)
+    assert not Intake.takes(WORK, shared, DEFAULT_OPTIONS)
+
+
+def test_only_options_that_many_calls_share_are_taken() -> None:
+    own = JobOptions()
+    last = JobOptions()
+    last.reports_late = last.kill_process = True
+    assert Intake.takes(WORK, b"small", OF_POOL)
+    assert not Intake.takes(WORK, b"small", own)
+    assert not Intake.takes(WORK, b"small", last)
 
 
 class Burst:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.load import MachineLoad, has_cpu_quota
@@ -31,6 +32,7 @@ class Poller:
     Attributes:
         spin_s: How long to look again and again before sleeping; 0.0 where that takes a core from others.
         asleep: True while a thread sleeps in it.
+        woken: The descriptor at which interrupts are seen.
     """
 
     def __init__(self, n_cores: int) -> None:
@@ -41,10 +43,10 @@ class Poller:
         self._look_at_load = 0.0
         self._load = MachineLoad()
         self._poll = select.poll()
-        self._woken, self._wake = (off_stdio(fd) for fd in os.pipe())
-        os.set_blocking(self._woken, False)
+        self.woken, self._wake = (off_stdio(fd) for fd in os.pipe())
+        os.set_blocking(self.woken, False)
         os.set_blocking(self._wake, False)
-        self._poll.register(self._woken, select.POLLIN)
+        self._poll.register(self.woken, select.POLLIN)
 
     def watch(self, fd: int, *, writes: bool = False) -> None:
         """Wait for what comes from a descriptor; with ``writes`` also for room to write to it."""
@@ -61,21 +63,21 @@ class Poller:
         except OSError:
             pass  # full: it wakes anyway; closed: nobody waits
 
-    def is_quiet(self, n_busy: int) -> bool:
+    def is_quiet(self, n_busy: Callable[[], int]) -> bool:
         """Whether spinning costs nobody a core; looked up now and then.
 
         Args:
-            n_busy: Workers of ours that have something to do.
+            n_busy: Counts the workers of ours that have something to do.
         """
         now = time.perf_counter()
         if now > self._look_at_load and self.spin_s:
             self._look_at_load = now + _LOOK_AT_LOAD_S
-            self._quiet = self._load.is_quiet(n_busy)
+            self._quiet = self._load.is_quiet(n_busy())
         return self._quiet
 
     def look(self) -> Events:
         """(descriptor, event) of those that are there now."""
-        return self._without_wakes(self._poll.poll(0))
+        return self._poll.poll(0)
 
     def spin(self) -> Events:
         """Look again and again for a moment, unless that was in vain the last few times."""
@@ -87,7 +89,7 @@ class Poller:
             if clock() > until:
                 self._credit -= 1
                 return []
-        return self._without_wakes(events)
+        return events
 
     def sleep(self, timeout_s: float | None) -> Events:
         """Sleep until there are some, or the timeout."""
@@ -99,18 +101,16 @@ class Poller:
             self.asleep = False
         if time.perf_counter() - began < 2 * _SPIN_S:
             self._credit = _MAX_CREDIT
-        return self._without_wakes(events)
+        return events
 
-    def _without_wakes(self, events: Events) -> Events:
-        if not any(fd == self._woken for fd, _ in events):
-            return events
-        os.read(self._woken, 4096)
-        return [each for each in events if each[0] != self._woken]
+    def heed(self) -> None:
+        """Note an interrupt: ``woken`` was among the events."""
+        os.read(self.woken, 4096)
 
     def close(self) -> None:
         """Idempotent."""
         self._load.close()
-        woken, wake, self._woken, self._wake = self._woken, self._wake, -1, -1
+        woken, wake, self.woken, self._wake = self.woken, self._wake, -1, -1
         for fd in (woken, wake):
             if fd >= 0:
                 os.close(fd)

@@ -304,6 +304,8 @@ class ProcessExecutor(Executor):
                         self._poller.watch(fd)
                     if event & ~select.POLLOUT:
                         self._read(worker)
+                elif fd == self._poller.woken:
+                    self._poller.heed()
                 elif fd in self._templates:
                     self._hear_template(self._templates[fd])
             self._look_after_workers()
@@ -313,7 +315,7 @@ class ProcessExecutor(Executor):
         poller = self._poller
         if timeout_s is not None and timeout_s <= 0.0:
             return poller.look()
-        spinning = poller.is_quiet(sum(1 for worker in list(self._workers.values()) if worker.tasks))
+        spinning = poller.is_quiet(self._n_busy)
         if spinning != self._spinning:
             self._spinning = spinning
             for worker in list(self._workers.values()):
@@ -334,6 +336,9 @@ class ProcessExecutor(Executor):
             self._looking = limit_s == _LOOK_S
         return poller.sleep(limit_s if timeout_s is None else timeout_s if limit_s is None else min(timeout_s, limit_s))
 
+    def _n_busy(self) -> int:
+        return sum(1 for worker in list(self._workers.values()) if worker.tasks)
+
     def _read(self, worker: WorkerHandle) -> None:
         frames, alive = worker.read()
         self._hear(worker, frames)
@@ -348,16 +353,19 @@ class ProcessExecutor(Executor):
                 if n == 1 and type(body) is bytes and len(frames) > 1:
                     alike.append(body)
                     continue
-                self._finish_each(worker, alike)
+                if alike:
+                    self._finish_each(worker, alike)
                 outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
                 self._finish(worker, position, n, outcome)
                 continue
-            self._finish_each(worker, alike)
+            if alike:
+                self._finish_each(worker, alike)
             if kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:
                 self._request(worker, bytes(body))
-        self._finish_each(worker, alike)
+        if alike:
+            self._finish_each(worker, alike)
 
     def _finish_each(self, worker: WorkerHandle, bodies: list[bytes]) -> None:
         """Outcomes of single items that came together: those of one task are one change of state."""
@@ -460,9 +468,9 @@ class ProcessExecutor(Executor):
                 self._bury(worker, _SIGKILL if worker.has_begun else status)
 
     def _bury(self, worker: WorkerHandle, status: int) -> None:
-        while self._read_rest(worker):
-            pass
         worker.dead = True
+        while frames := worker.read()[0]:
+            self._hear(worker, [frame for frame in frames if frame[0] == ch.OUTCOME])
         self._workers.pop(worker.number, None)
         if self._by_fd.pop(worker.fd, None) is not None:
             self._poller.forget(worker.fd)
@@ -511,19 +519,6 @@ class ProcessExecutor(Executor):
 
     def _why_not_started(self, worker: WorkerHandle, reason: str) -> str:
         return f"Worker processes cannot be started; what they print says why. {reason}"
-
-    def _read_rest(self, worker: WorkerHandle) -> bool:
-        frames, _ = worker.read()
-        for kind, body in frames:
-            if kind == ch.OUTCOME and worker.tasks:
-                _, n = _OUTCOME_BODY.unpack_from(body)
-                task = worker.tasks[0]
-                batch, start = task.batch, task.start
-                task.start, task.position = start + n, task.position + n
-                if task.start == task.stop:
-                    worker.tasks.popleft()
-                self._source.finish(batch, start, n, payload_from(body, _OUTCOME_BODY.size))
-        return bool(frames)
 
     # --- looking after ------------------------------------------------------------------------------------------------
 

@@ -310,13 +310,17 @@ class WorkerHandle:
             frames, alive = self._stream.receive(), True
         except (OSError, EOFError):
             frames, alive = [], False
+        slots, sound = self.slots, True
         # What is in the ring was left there before these were sent, as the ring is looked into after they came.
-        left, sound = self.left()
-        n = sum(1 for frame in frames if frame[0] == ch.OUTCOME)
-        if n:
-            self._n_outcomes += n
-            if self._looks:
-                self.slots[ch.SEEN] = self._n_outcomes
+        if slots[ch.WRITTEN] != slots[ch.READ]:
+            left, sound = self.left()
+        else:
+            left = []
+        for kind, _ in frames:
+            if kind == ch.OUTCOME:
+                self._n_outcomes += 1
+        if self._looks:
+            slots[ch.SEEN] = self._n_outcomes
         return (left + frames if left else frames), alive and sound
 
     def left(self) -> tuple[list[Frame], bool]:

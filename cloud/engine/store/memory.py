@@ -61,6 +61,8 @@ class MemoryStore(Store):
     def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
         if type(jids) is range and jids.step == 1:
             return list(self._contiguous(jids.start, jids.stop))
+        if len(jids) == 1 and (call := self._calls.get(jids[0])) is not None:
+            return [(call, 0, 1)]
         found: list[tuple[Batch, int, int]] = []
         start = stop = 0
         for jid in jids:

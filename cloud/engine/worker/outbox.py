@@ -45,7 +45,8 @@ class Outbox:
         """Take the outcome of ``n`` items from a position on."""
         segment = outcome.segment if type(outcome) is SharedBytes else None
         kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
-        self.note_beginning()
+        if not self._held:
+            self._slots[ch.HELD] = time.monotonic_ns()
         self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
 
     def is_due(self, now: float) -> bool:
@@ -59,23 +60,28 @@ class Outbox:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
         self._slots[ch.HELD] = 0
         self._flushed_at = time.monotonic()
+        plain = [frame for frame, segment in held if segment is None]
+        if len(plain) < len(held):
+            self._send_in_order(held)
+        elif plain:
+            data = plain[0] if len(plain) == 1 else b"".join(plain)
+            if wake or self._slots[ch.SEEN] != self._n_sent or not self._ring.put(data):
+                self._n_sent += len(plain)
+                self._link.send(data)
+
+    def _send_in_order(self, held: list[tuple[bytes, Segment | None]]) -> None:
         plain: list[bytes] = []
         for frame, segment in held:
+            self._n_sent += 1
             if segment is None:
                 plain.append(frame)
                 continue
-            self._send(plain)
-            self._n_sent += 1
+            if plain:
+                self._link.send(b"".join(plain))
+                plain.clear()
             self._link.send(frame, segment)
-        data = plain[0] if len(plain) == 1 else b"".join(plain)
-        if wake or self._slots[ch.SEEN] != self._n_sent or not self._ring.put(data):
-            self._send(plain)
-
-    def _send(self, plain: list[bytes]) -> None:
         if plain:
-            self._n_sent += len(plain)
             self._link.send(b"".join(plain))
-            plain.clear()
 
     @property
     def has_left(self) -> bool:
