@@ -11,7 +11,7 @@ The page carries what cannot wait for the other side to read its socket:
     KILL     engine → worker   the item at this position is to raise KilledException
     SPIN     engine → worker   there is a core to spare: look again and again for work before sleeping
     OUT, ERR worker → engine   where the running job's output begins in the capture files
-    HELD     worker → engine   when the oldest outcome ended that it still holds (monotonic ns); 0: it holds none
+    HELD     worker → engine   since when it may hold outcomes (monotonic ns); 0: it holds none
     SEEN     engine → worker   how many outcomes came over the socket, while somebody looks into the ring regularly
     WRITTEN  worker → engine   bytes put into the ring so far
     READ     engine → worker   bytes taken out of it

@@ -169,12 +169,17 @@ class Engine(Source):
     ) -> int:
         """The jid of a call that is put aside, as nobody would begin it now; 0 if somebody would, or it must not be."""
         with self.lock:
-            if self.executor.has_room or not Intake.takes(function, arguments, options):
+            has_room = self.executor.has_room
+            if has_room or not Intake.takes(function, arguments, options):
                 return 0
             self._check(options, depth)
             jid = self._store.new_jids(1)
             self._intake.append((jid, function, context, options, depth, self.clock.now(), arguments))
-            return jid
+        if self.executor.has_room:
+            # A signal handler that waited let others go on, just before.
+            self._empty_intake()
+            self.executor.wake()
+        return jid
 
     def _empty_intake(self) -> None:
         with self.changing:
@@ -406,10 +411,7 @@ class Engine(Source):
         n = len(outcomes)
         states = batch.states
         if (
-            self._killing
-            or self.durable is not None
-            or batch.watches is not None
-            or batch.n_final + n == batch.n
+            (self._killing or self.durable is not None or batch.watches is not None or batch.n_final + n == batch.n)
             or states.count(QUEUED, start, start + n) < n
             or any(outcome[0] != DONE for outcome in outcomes)
         ):

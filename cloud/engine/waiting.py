@@ -133,6 +133,16 @@ class Waiting:
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")
             return done()
+        if self._lock._is_owned():
+            # A signal handler waits, amid a look or a submission of ours; whoever polls needs the lock.
+            held = self._lock._release_save()
+            try:
+                return self._drive(done, deadline)
+            finally:
+                self._lock._acquire_restore(held)
+        return self._drive(done, deadline)
+
+    def _drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         while not done():
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")
@@ -158,6 +168,10 @@ class Waiting:
             if self._lead_lock.acquire(blocking=False):
                 try:
                     self._executor.poll(0.0, may_jump=False)
+                    if self._timers:
+                        # Who submits without end keeps the lead from all others.
+                        with self._lock:
+                            self.run_timers()
                 finally:
                     self._leave()
 
@@ -171,6 +185,8 @@ class Waiting:
         self._n_leads += 1
         try:
             handlers.wake_by(self._executor.interrupt)
+            if self._executor.has_news:
+                self._executor.poll(0.0, may_jump=False)
             while not (done() or self.closed or handlers.waiting) and self._step(deadline):
                 pass
         finally:
@@ -264,6 +280,8 @@ class Waiting:
             if self._lead_lock.acquire(blocking=False):
                 try:
                     self._helping = True
+                    if self._executor.has_news:
+                        self._executor.poll(0.0, may_jump=False)
                     while (self._busy() or self._timers) and not self._give_way and not self.closed:
                         self._step(None)
                 finally:

@@ -301,6 +301,8 @@ class Future(futures.Future[T], Generic[T]):
 
     def lose(self, error: CloudException) -> None:
         """End with this error, unless it has ended."""
+        if self._kept:
+            self.settle()
         with self._lock:
             if self._settled:
                 return

@@ -73,8 +73,11 @@ class OpenTasks:
     def keep_ended(self) -> None:
         """Give outcomes to those that have ended, and drop them; but not those of whose end somebody has to tell."""
         for backend, found in list(self._by_backend.items()):
-            with suppress(JobNotFound, BackendClosed):  # each by itself, when it is asked for
-                self._keep_ended(backend, found)
+            with suppress(BackendClosed):  # each by itself, when it is asked for
+                try:
+                    self._keep_ended(backend, found)
+                except JobNotFound:
+                    self._drop_gone(backend, found)
         self._n_worth_looking = max(_MIN_OPEN, 2 * len(self))
         self._n_asked = 0
 
@@ -96,6 +99,14 @@ class OpenTasks:
                 for jid in ended:
                     with suppress(JobNotFound):
                         backend.delete((jid,))
+
+    def _drop_gone(self, backend: Backend, found: dict[int, Any]) -> None:
+        # Deleted by the user, or by a ``get`` that was interrupted: it hears of that when it is asked for.
+        for jid in list(found):
+            try:
+                backend.statuses((jid,))
+            except JobNotFound:
+                found.pop(jid, None)
 
     def wait(self) -> None:
         """Block until all have ended. What was deleted by somebody else is waited for by itself."""

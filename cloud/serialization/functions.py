@@ -216,7 +216,8 @@ def _definition(function: FunctionType) -> tuple[Any, ...]:
         function.__module__,
         function.__doc__,
     )
-    annotations = function.__annotations__
+    # What can be found by its name needs none; and to look at them may raise.
+    annotations = function.__annotations__ if "<" in function.__qualname__ else None
     return (*known, *annotations, *annotations.values()) if annotations else known
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from cloud.client.cloud import Cloud
 from cloud.engine.channel import WRITTEN
+from cloud.engine.executor.workers import WorkerHandle
 from cloud.errors import CloudException, WorkerLost
 from tests.integration import jobs
 from tests.integration.support import executor_of, exists, lines_of, template_pid, until, worker_pids
@@ -179,13 +180,33 @@ def test_a_worker_lost_again_and_again_is_an_error_in_the_end(mp: Cloud) -> None
     assert mp.info(2, "attempt")[2]["attempt"] == 1
 
 
-def test_a_worker_whose_shared_memory_makes_no_sense_is_replaced(start: Opener, witness: Path) -> None:
+def spoil_ring(worker: WorkerHandle) -> None:
+    worker.slots[WRITTEN] = 1 << 61
+
+
+def lose_track(worker: WorkerHandle) -> None:
+    """As if it had told of other items than it was given."""
+    with suppress(IndexError):
+        worker.tasks[0].position += 1
+
+
+@pytest.mark.parametrize("spoil", [spoil_ring, lose_track])
+def test_a_worker_that_tells_what_makes_no_sense_is_replaced(
+    start: Opener, witness: Path, spoil: Callable[[WorkerHandle], None]
+) -> None:
     cloud = start(1)
     jids = cloud.map(jobs.noted_square, [str(witness)] * 300, range(300), [0.001] * 300)
     until(lambda: lines_of(witness), "an item runs")
     (pid,), (worker,) = worker_pids(cloud), executor_of(cloud)._workers.values()
-    worker.slots[WRITTEN] = 1 << 61
-    assert cloud.result(jids, timeout=20) == [x * x for x in range(300)]
+    with cloud.backend.engine.lock:  # type: ignore[attr-defined]
+        spoil(worker)
+    values = cloud.result(jids, timeout=20, ignore_errors=True)
+    # The one that ran is suspected of it.
+    suspects = [x for x, value in enumerate(values) if isinstance(value, WorkerLost)]
+    assert len(suspects) <= 1
+    assert [value for x, value in enumerate(values) if x not in suspects] == [
+        x * x for x in range(300) if x not in suspects
+    ]
     assert worker_pids(cloud) != [pid]
 
 

@@ -647,6 +647,10 @@ class Scenario:
         for start, n, raw in batch.segments:
             check(start == at, "segments overlap or leave a gap: {}", batch)
             at = start + n
+            if not raw:
+                forgotten = all(batch.jid0 + index in self.gone for index in range(start, at))
+                check(forgotten or self.max_kept, "an outcome that may be asked for is gone: {}", (batch, start))
+                continue
             outcome = Outcome(raw)
             for index in range(start, at):
                 check(outcome.status == batch.states[index], "outcome and state differ: {}", (batch, index))

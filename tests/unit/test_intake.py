@@ -189,6 +189,14 @@ def test_with_a_limit_on_what_is_remembered_each_call_counts() -> None:
     limited.engine.close()
 
 
+def test_the_result_of_a_deleted_job_is_let_go(burst: Burst) -> None:
+    assert burst.engine.wait(burst.jids, None) == []
+    (_, batch) = burst.batches
+    burst.engine.delete((burst.jids[2],))
+    assert [bool(outcome) for _, n, outcome in batch.segments if n == 1] == [True, True, False, True, True]
+    assert len(burst.engine.outcomes(burst.jids[:2])) == 2
+
+
 def test_arguments_of_ended_jobs_are_let_go(burst: Burst) -> None:
     (_, batch) = burst.batches
     assert batch.chunks

@@ -351,6 +351,24 @@ def test_a_timer_fires_when_nobody_waits(house: House) -> None:
     assert fired.wait(SOON_S)
 
 
+def test_whoever_only_looks_does_what_is_due(house: House) -> None:
+    fired: list[bool] = []
+    house.waiting.need_helper = lambda: None  # type: ignore[method-assign]
+    house.waiting.call_later(0.0, lambda: fired.append(True))
+    house.waiting.poll_once()
+    assert fired == [True]
+
+
+def test_who_waits_with_the_lock_lets_others_have_it(house: House) -> None:
+    # A signal handler does, that comes amid a submission: the leader needs the lock to tell it.
+    first = house.leader()
+    with house.lock:
+        house.finish("second", "lead")
+        assert house.drive("second", 10.0)
+        assert house.lock._is_owned()  # type: ignore[attr-defined]
+    assert first.result(SOON_S)
+
+
 def test_a_timer_may_set_another(house: House) -> None:
     fired: list[int] = []
 

@@ -211,6 +211,11 @@ class Executor(ABC):
         """Worker slots."""
 
     @property
+    def has_news(self) -> bool:
+        """True when ``poll`` would report something at once, though nothing wakes it. Callable without the lock."""
+        return False
+
+    @property
     def has_room(self) -> bool:
         """True when a job that is queued now would be claimed at once."""
         return self.n_used < self.n_slots

@@ -49,8 +49,10 @@ class Poller:
         self._poll.register(self.woken, select.POLLIN)
 
     def watch(self, fd: int, *, writes: bool = False) -> None:
-        """Wait for what comes from a descriptor; with ``writes`` also for room to write to it."""
+        """Wait for what comes from a descriptor, from now on; with ``writes`` also for room to write to it."""
         self._poll.register(fd, select.POLLIN | select.POLLOUT if writes else select.POLLIN)
+        if self.asleep:
+            self.interrupt()  # whoever sleeps does so without it
 
     def forget(self, fd: int) -> None:
         """Wait for it no more."""

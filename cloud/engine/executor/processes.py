@@ -35,7 +35,7 @@ from cloud.engine.stream import Frame
 from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
-from cloud.jobs import Environment
+from cloud.jobs import OUTCOME_HEADER_BYTES, Environment
 from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
@@ -50,7 +50,8 @@ _LOOK_S: Final = 0.006
 _REFILL_S: Final = 0.75 * AHEAD_S
 """A worker with less than this is given more: what it has must last until the look after the next."""
 
-_HELD_NS: Final = 4_000_000
+_POKE_AGAIN_S: Final = 0.01
+_HELD_NS: Final = 3_500_000
 """A worker holds outcomes no longer than this, but for an item that turns out to be long."""
 
 _WATCH_OUTPUT_S: Final = 0.05
@@ -62,6 +63,7 @@ _SIGKILL: Final = signal.SIGKILL.value
 _INTERRUPT: Final = signal.SIGINT.value
 _POKE: Final = signal.SIGURG.value
 _OUTCOME_BODY: Final = struct.Struct("<QI")
+_MIN_OUTCOME_BYTES: Final = _OUTCOME_BODY.size + OUTCOME_HEADER_BYTES
 
 
 class ProcessExecutor(Executor):
@@ -132,10 +134,6 @@ class ProcessExecutor(Executor):
         return self._n_slots
 
     @property
-    def has_room(self) -> bool:
-        return self._used < self._n_slots
-
-    @property
     def n_used(self) -> int:
         return self._used
 
@@ -146,6 +144,10 @@ class ProcessExecutor(Executor):
     @property
     def busy(self) -> bool:
         return len(self._idle) < len(self._workers)
+
+    @property
+    def has_news(self) -> bool:
+        return any(worker.has_left for worker in self._workers.values())
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
@@ -230,8 +232,6 @@ class ProcessExecutor(Executor):
     def _want_write(self, worker: WorkerHandle) -> None:
         if worker.fd in self._by_fd:
             self._poller.watch(worker.fd, writes=True)
-            if self._poller.asleep:
-                self.interrupt()
 
     def _new_worker(self, environment: Environment | None = None) -> WorkerHandle | None:
         """A worker, or None if no more can be had now: descriptors, memory or processes are used up."""
@@ -267,8 +267,6 @@ class ProcessExecutor(Executor):
         self._workers[worker.number] = worker
         self._by_fd[worker.fd] = worker
         self._poller.watch(worker.fd)
-        if self._poller.asleep:
-            self.interrupt()
         return worker
 
     def _open_worker(self, number: int, environment: Environment | None) -> WorkerHandle:
@@ -349,23 +347,23 @@ class ProcessExecutor(Executor):
         alike: list[bytes] = []
         for kind, body in frames:
             if kind == ch.OUTCOME:
+                if len(body) < _MIN_OUTCOME_BYTES:
+                    self._cut_off(worker)
+                    return
                 position, n = _OUTCOME_BODY.unpack_from(body)
                 if n == 1 and type(body) is bytes and len(frames) > 1:
                     alike.append(body)
                     continue
-                if alike:
-                    self._finish_each(worker, alike)
+                self._finish_each(worker, alike)
                 outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
                 self._finish(worker, position, n, outcome)
                 continue
-            if alike:
-                self._finish_each(worker, alike)
+            self._finish_each(worker, alike)
             if kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:
                 self._request(worker, bytes(body))
-        if alike:
-            self._finish_each(worker, alike)
+        self._finish_each(worker, alike)
 
     def _finish_each(self, worker: WorkerHandle, bodies: list[bytes]) -> None:
         """Outcomes of single items that came together: those of one task are one change of state."""
@@ -378,8 +376,9 @@ class ProcessExecutor(Executor):
                 self._finish(worker, _OUTCOME_BODY.unpack_from(body)[0], 1, body[12:])
                 at += 1
                 continue
-            self._advance(worker, n)
-            self._source.finish_each(batch, start, [body[12:] for body in bodies[at : at + n]])
+            position = _OUTCOME_BODY.unpack_from(bodies[at + n - 1])[0] - n + 1
+            if self._advance(worker, position, n):
+                self._source.finish_each(batch, start, [body[12:] for body in bodies[at : at + n]])
             at += n
         bodies.clear()
 
@@ -397,14 +396,17 @@ class ProcessExecutor(Executor):
             self._signal(worker, _SIGKILL)
 
     def _finish(self, worker: WorkerHandle, position: int, n: int, outcome: bytes) -> None:
-        if not worker.tasks:
-            return
-        batch, start = worker.tasks[0].batch, worker.tasks[0].start
-        self._advance(worker, n, was_killed=worker.kill_at is not None and position <= worker.kill_at < position + n)
-        self._source.finish(batch, start, n, outcome)
+        if worker.tasks:
+            batch, start = worker.tasks[0].batch, worker.tasks[0].start
+            if self._advance(worker, position, n):
+                self._source.finish(batch, start, n, outcome)
 
-    def _advance(self, worker: WorkerHandle, n: int, *, was_killed: bool = False) -> None:
+    def _advance(self, worker: WorkerHandle, position: int, n: int) -> bool:
+        """Note that the next ``n`` items of a worker have ended; False if those are not the ones it tells of."""
         task = worker.tasks[0]
+        if position != task.position or n > task.stop - task.start:
+            self._cut_off(worker)
+            return False
         task.start += n
         task.position += n
         if self._failed_starts:
@@ -412,10 +414,11 @@ class ProcessExecutor(Executor):
         if task.start == task.stop:
             worker.tasks.popleft()
         worker.load_s -= n * task.mean_s
-        if was_killed:
+        if worker.kill_at is not None and position <= worker.kill_at < position + n:
             self._signal(worker, _SIGKILL)
         elif not worker.tasks:
             self._idled(worker, retire=task.batch.options.kill_process)
+        return True
 
     def _idled(self, worker: WorkerHandle, *, retire: bool) -> None:
         worker.load_s = 0.0
@@ -534,8 +537,9 @@ class ProcessExecutor(Executor):
             if not sound:
                 self._cut_off(worker)
             current, held = worker.slots[ch.CURRENT], worker.slots[ch.HELD]
-            if held != worker.poked and held and now * 1e9 - held > _HELD_NS:
-                worker.poked = held
+            # Again and again while it stands: our own code between two items does not heed a poke.
+            if held and now * 1e9 - held > _HELD_NS and now > worker.poke_again_at:
+                worker.poke_again_at = now + _POKE_AGAIN_S
                 self._signal(worker, _POKE)
             if current != worker.seen_current:
                 worker.seen_current, worker.seen_at = current, now
@@ -549,6 +553,9 @@ class ProcessExecutor(Executor):
             self._watch_output_s = _WATCH_FLOOD_S if n_flooded else _WATCH_OUTPUT_S
 
     def take_back(self) -> None:
+        # First: what has ended is not to be killed.
+        for worker in list(self._workers.values()):
+            self._hear(worker, worker.left()[0])
         self._take_back(list(self._workers.values()))
 
     def _take_back(self, workers: list[WorkerHandle]) -> None:
@@ -619,7 +626,11 @@ class ProcessExecutor(Executor):
         begin()
 
     def _request(self, worker: WorkerHandle, body: bytes) -> None:
-        number, content, blobs = ch.unpack_message(body)
+        try:
+            number, content, blobs = ch.unpack_message(body)
+        except (struct.error, ValueError, KeyError, TypeError):
+            self._cut_off(worker)
+            return
         batch = worker.tasks[0].batch if worker.tasks else None
 
         def reply(content: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> None:

@@ -92,7 +92,7 @@ class WorkerHandle:
         self.began = 0.0
         self.seen_current = -1
         self.seen_at = 0.0
-        self.poked = 0
+        self.poke_again_at = 0.0
         self._looks = False
         self._n_outcomes = 0
         self._functions: dict[int, int] = {}
@@ -308,20 +308,29 @@ class WorkerHandle:
         """Frames that have arrived whole, as (kind, body); and False at the end of the stream."""
         try:
             frames, alive = self._stream.receive(), True
-        except (OSError, EOFError):
-            frames, alive = [], False
-        slots, sound = self.slots, True
+        except (OSError, EOFError, IndexError, struct.error):
+            frames, alive = [], False  # gone, or a job has sent what makes no sense
         # What is in the ring was left there before these were sent, as the ring is looked into after they came.
-        if slots[ch.WRITTEN] != slots[ch.READ]:
+        if self.has_left:
             left, sound = self.left()
+            if not sound:
+                return left, False
+            frames = left + frames
+            n_left = len(left)
         else:
-            left = []
-        for kind, _ in frames:
+            n_left = 0
+        for kind, _ in frames[n_left:] if n_left else frames:
             if kind == ch.OUTCOME:
                 self._n_outcomes += 1
         if self._looks:
-            slots[ch.SEEN] = self._n_outcomes
-        return (left + frames if left else frames), alive and sound
+            self.slots[ch.SEEN] = self._n_outcomes
+        return frames, alive
+
+    @property
+    def has_left(self) -> bool:
+        """True while something is in the ring."""
+        slots = self.slots
+        return bool(slots[ch.WRITTEN] != slots[ch.READ])
 
     def left(self) -> tuple[list[Frame], bool]:
         """Frames that it left in the ring, and False if they make no sense. They precede all that ``read`` has yet."""

@@ -1,6 +1,7 @@
 """The contract of a store of jobs, and the record it keeps: the batch.
 
-A batch is one submission: a single call, or a map of N calls that share one function. Its jobs have consecutive jids.
+A batch is one submission: a single call, or a map of N calls that share one function. Or it is several calls that were
+made one after the other and are kept like a map. Its jobs have consecutive jids.
 Stores do not lock; the engine calls them one operation at a time, and each operation is atomic.
 """
 
@@ -58,7 +59,7 @@ class Batch:
         depth: 0 for jobs of the program, parent's depth + 1 for jobs submitted by jobs.
         environment: What its workers must be; None where all workers are alike.
         created: Seconds since the epoch.
-        arguments: Pickled arguments of a single call; None for a map.
+        arguments: Pickled arguments of a single call; None for a map, and for several calls together.
         chunks: Arguments of a map, by start.
         sealed: False while a map may still grow.
         states: One status code a job. A job that runs is QUEUED here: the executor knows which run.
@@ -137,7 +138,7 @@ class Batch:
 
     @property
     def is_map(self) -> bool:
-        """True for a map, whatever its length."""
+        """True for a map, whatever its length, and for several calls together."""
         return self.arguments is None
 
     @property
@@ -170,6 +171,16 @@ class Batch:
         else:
             at = bisect_right(segments, start, key=_segment_start)
             segments[at:at] = added
+
+    def drop_outcomes(self, start: int, stop: int) -> None:
+        """Let go of what nobody will ask for: outcomes of these items only."""
+        segments = self.segments
+        at = bisect_right(segments, start, key=_segment_start) - 1
+        while isinstance(segments, list) and at < len(segments) and segments[at][0] < stop:
+            low, n, _ = segments[at]
+            if start <= low and low + n <= stop:
+                segments[at] = low, n, b""
+            at += 1
 
     def segment_at(self, index: int) -> tuple[int, int, bytes | Stored]:
         """The segment that holds an item's outcome; the item must be final."""

@@ -29,7 +29,7 @@ class JidSource:
 
 
 class MemoryStore(Store):
-    """Batches in dicts: a call under its jid, a map under its first."""
+    """Batches: a call under its jid; maps, and calls that share a batch, by their first."""
 
     def __init__(self, jids: JidSource) -> None:
         self._jids = jids
@@ -105,6 +105,7 @@ class MemoryStore(Store):
             return
         deleted = self._deleted.setdefault(batch.jid0, set())
         deleted.update(range(start, stop))
+        batch.drop_outcomes(start, stop)
         if len(deleted) == batch.n and batch.sealed:
             del self._deleted[batch.jid0]
             del self._maps[at]

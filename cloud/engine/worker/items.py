@@ -1,4 +1,4 @@
-"""The record of a run of map items: small ones share it, and the others have their times in it."""
+"""The record of a run of a batch's items: small ones share it, and the others have their times in it."""
 
 from __future__ import annotations
 

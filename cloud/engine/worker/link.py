@@ -90,7 +90,7 @@ class Link:
 
     def look(self) -> bool:
         """Take what has arrived, without waiting; True if there is something in ``frames`` now."""
-        if not self._n_requests:  # else threads that a job left behind may be reading
+        if not self._n_requests:  # else a job has asked something, and threads that it left behind may be reading
             self._read()
         return bool(self.frames)
 

@@ -42,7 +42,7 @@ POKE: Final = signal.SIGURG
 
 _BROKEN_EXIT: Final = 70
 _SMALL_S: Final = 0.0001
-"""Items of a map that ran shorter than this share one outcome record with their neighbours."""
+"""Items of a batch that ran shorter than this share one outcome record with their neighbours."""
 
 
 class Worker:
@@ -296,6 +296,7 @@ class Worker:
         loads, namespace = pickling.loads, self.namespace
         single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
+        path = self._surroundings.path
         prompt, hold_s = bool(flags & ch.PROMPT), -1.0 if flags & ch.DELIVER else HOLD_S
         keep = self._items.values.append
         last = self._begin_items(position)
@@ -312,6 +313,8 @@ class Worker:
                 else:
                     args, kwargs = loads(item, namespace)
                     value = function(*args, **kwargs)
+                    if sys.path != path:
+                        dirty[0] = True
             except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
                 ended: tuple[Any, BaseException | None] = None, exc
                 now = clock()
@@ -341,11 +344,13 @@ class Worker:
             del ended
             self._outbox.hold(here, 1, outcome)
             self._tidy()
+            now = clock()  # packing may have taken long
             if prompt or now > flush_at:
                 self._outbox.flush()
                 flush_at = now + hold_s
             last = self._begin_items(here + 1)
         self._pack_items(last)
+        self._tidy()
 
     def _begin_items(self, position: int) -> float:
         self._outbox.note_beginning()

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-HOLD_S: Final = 0.003
+HOLD_S: Final = 0.002
 """How long an outcome is held for those of the next items, which then go with it."""
 
 
