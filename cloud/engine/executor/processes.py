@@ -404,7 +404,8 @@ class ProcessExecutor(Executor):
     def _advance(self, worker: WorkerHandle, position: int, n: int) -> bool:
         """Note that the next ``n`` items of a worker have ended; False if those are not the ones it tells of."""
         task = worker.tasks[0]
-        if position != task.position or n > task.stop - task.start:
+        if worker.lies or position != task.position or n > task.stop - task.start:
+            worker.lies = True  # what it tells from now on may seem to fit, and be of other items
             self._cut_off(worker)
             return False
         task.start += n

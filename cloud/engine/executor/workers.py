@@ -66,6 +66,7 @@ class WorkerHandle:
         kill_at: Position of the item being killed, or None. Such a worker gets no more work.
         retired: It is to end; it gets no more work.
         cut_off: It lives and its socket is closed: a job of its did that.
+        lies: It told of items that it was not given: nothing it tells is believed any more.
         environment: What it is; it gets batches of that environment only.
         template: Forked it; None before that, and when that is dead.
     """
@@ -89,6 +90,7 @@ class WorkerHandle:
         self.retired = False
         self.dead = False
         self.cut_off = False
+        self.lies = False
         self.began = 0.0
         self.seen_current = -1
         self.seen_at = 0.0
