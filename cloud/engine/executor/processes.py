@@ -28,7 +28,7 @@ from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
-from cloud.engine.executor.template import TemplateProcess
+from cloud.engine.executor.template import TemplateProcess, kill_orphan
 from cloud.engine.executor.workers import WorkerHandle, describe_death
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import Frame
@@ -134,6 +134,10 @@ class ProcessExecutor(Executor):
         return self._n_slots
 
     @property
+    def has_room(self) -> bool:
+        return self._used < self._n_slots  # asked with every call: not by way of two more properties
+
+    @property
     def n_used(self) -> int:
         return self._used
 
@@ -147,7 +151,7 @@ class ProcessExecutor(Executor):
 
     @property
     def has_news(self) -> bool:
-        return any(worker.has_left for worker in self._workers.values())
+        return self._looking and any(worker.has_left for worker in self._workers.values())
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
@@ -313,7 +317,7 @@ class ProcessExecutor(Executor):
         poller = self._poller
         if timeout_s is not None and timeout_s <= 0.0:
             return poller.look()
-        spinning = poller.is_quiet(self._n_busy)
+        spinning = poller.is_quiet(lambda: sum(1 for worker in list(self._workers.values()) if worker.tasks))
         if spinning != self._spinning:
             self._spinning = spinning
             for worker in list(self._workers.values()):
@@ -334,9 +338,6 @@ class ProcessExecutor(Executor):
             self._looking = limit_s == _LOOK_S
         return poller.sleep(limit_s if timeout_s is None else timeout_s if limit_s is None else min(timeout_s, limit_s))
 
-    def _n_busy(self) -> int:
-        return sum(1 for worker in list(self._workers.values()) if worker.tasks)
-
     def _read(self, worker: WorkerHandle) -> None:
         frames, alive = worker.read()
         self._hear(worker, frames)
@@ -354,16 +355,19 @@ class ProcessExecutor(Executor):
                 if n == 1 and type(body) is bytes and len(frames) > 1:
                     alike.append(body)
                     continue
-                self._finish_each(worker, alike)
+                if alike:
+                    self._finish_each(worker, alike)
                 outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
                 self._finish(worker, position, n, outcome)
                 continue
-            self._finish_each(worker, alike)
+            if alike:
+                self._finish_each(worker, alike)
             if kind == ch.STOPPED:
                 self._stopped(worker)
             elif kind == ch.REQUEST:
                 self._request(worker, bytes(body))
-        self._finish_each(worker, alike)
+        if alike:
+            self._finish_each(worker, alike)
 
     def _finish_each(self, worker: WorkerHandle, bodies: list[bytes]) -> None:
         """Outcomes of single items that came together: those of one task are one change of state."""
@@ -467,7 +471,7 @@ class ProcessExecutor(Executor):
                 self._template = None
             for worker in [each for each in self._workers.values() if each.template is template]:
                 worker.template = None
-                _kill_orphan(worker.pid)
+                kill_orphan(worker.pid)
                 # If it ended by itself it cannot start workers here, and the next one could not either.
                 self._bury(worker, _SIGKILL if worker.has_begun else status)
 
@@ -680,11 +684,3 @@ class ProcessExecutor(Executor):
         for template in templates:
             template.end()
         self._poller.close()
-
-
-def _kill_orphan(pid: int) -> None:
-    if pid:
-        try:
-            os.killpg(pid, _SIGKILL)
-        except OSError:
-            pass

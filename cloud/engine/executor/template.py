@@ -152,6 +152,15 @@ class TemplateProcess:
         self._socket.close()
 
 
+def kill_orphan(pid: int) -> None:
+    """End a worker, and its process group, whose template is dead; 0 for one that nobody knows the number of."""
+    if pid:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except OSError:
+            pass
+
+
 def package_root() -> str:
     """The folder that holds this package."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))

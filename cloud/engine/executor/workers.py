@@ -313,7 +313,8 @@ class WorkerHandle:
         except (OSError, EOFError, IndexError, struct.error):
             frames, alive = [], False  # gone, or a job has sent what makes no sense
         # What is in the ring was left there before these were sent, as the ring is looked into after they came.
-        if self.has_left:
+        slots = self.slots
+        if slots[ch.WRITTEN] != slots[ch.READ]:
             left, sound = self.left()
             if not sound:
                 return left, False
@@ -325,7 +326,7 @@ class WorkerHandle:
             if kind == ch.OUTCOME:
                 self._n_outcomes += 1
         if self._looks:
-            self.slots[ch.SEEN] = self._n_outcomes
+            slots[ch.SEEN] = self._n_outcomes
         return frames, alive
 
     @property
