@@ -85,6 +85,7 @@ class OpenTasks:
         jids = list(found)
         codes = backend.statuses(jids)
         ended = [jid for jid, code in zip(jids, codes, strict=True) if code >= DONE]
+        kept = []
         for jid, segment in zip(ended, singly(backend.outcomes(ended)), strict=True):
             single = found.get(jid)
             if single is not None:  # else another thread was quicker
@@ -92,11 +93,13 @@ class OpenTasks:
                 if not single.watched:
                     found.pop(jid, None)
                 single.keep(segment)
+                kept.append(jid)
         if self._deletes:
+            # Not all that have ended: of the others that thread may not have kept the outcome yet.
             try:
-                backend.delete(ended)
+                backend.delete(kept)
             except JobNotFound:
-                for jid in ended:
+                for jid in kept:
                     with suppress(JobNotFound):
                         backend.delete((jid,))
 

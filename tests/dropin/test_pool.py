@@ -560,6 +560,26 @@ def test_a_pool_on_another_backend(backend: str, closed_after: None, theirs: Any
         pool.apply(fn.square, (3,))
 
 
+def test_threads_that_tidy_up_at_once_take_no_result_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.pool.open_tasks._MIN_ASKED", 1)
+    monkeypatch.setattr("cloud.pool.open_tasks._MIN_OPEN", 4)
+    wrong: list[Any] = []
+
+    def call(pool: Any, first: int) -> None:
+        try:
+            wrong.extend(n for n in range(first, first + 300) if pool.apply(fn.square, (n,)) != n * n)
+        except Exception as exc:
+            wrong.append(exc)
+
+    with Pool(2) as pool:
+        threads = [threading.Thread(target=call, args=(pool, 300 * k)) for k in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
 def test_terminating_a_shared_pool_kills_its_tasks_only(closed_after: None) -> None:
     import cloud.mp
 
