@@ -149,7 +149,7 @@ class Cloud(System):
         return self.cloud.result(self.cloud.map(function, items, **self.options))
 
     def map_singly(self, function, items):
-        # There is no chunksize. This sends each outcome as a message of its own, before the next item begins.
+        # There is no chunksize. This hands over each outcome by itself, before the next item begins.
         return self.cloud.result(self.cloud.map(function, items, **{**self.options, "_restartable": False}))
 
     def submit_after(self, function, dependencies):

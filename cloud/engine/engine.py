@@ -167,18 +167,18 @@ class Engine(Source):
     def _take_in(
         self, function: Function, context: tuple[int, bytes], arguments: bytes, options: JobOptions, depth: int
     ) -> int:
-        """The jid of a call that is put aside, as nobody would begin it now; 0 if somebody would, or it must not be."""
+        """The jid of a call that is put aside, as nobody would begin it now; 0 if it cannot share a batch."""
+        if not Intake.takes(function, arguments, options):
+            return 0
         with self.lock:
-            has_room = self.executor.has_room
-            if has_room or not Intake.takes(function, arguments, options):
-                return 0
             self._check(options, depth)
             jid = self._store.new_jids(1)
             self._intake.append((jid, function, context, options, depth, self.clock.now(), arguments))
         if self.executor.has_room:
-            # A signal handler that waited let others go on, just before.
-            self._empty_intake()
-            self.executor.wake()
+            # Just now: whoever made it found nothing here.
+            with self.changing:
+                self._empty_intake()
+                self.executor.wake()
         return jid
 
     def _empty_intake(self) -> None:

@@ -185,13 +185,17 @@ class Waiting:
         self._n_leads += 1
         try:
             handlers.wake_by(self._executor.interrupt)
-            if self._executor.has_news:
-                self._executor.poll(0.0, may_jump=False)
+            self._look_first()
             while not (done() or self.closed or handlers.waiting) and self._step(deadline):
                 pass
         finally:
             handlers.wake_by(None)
             self._leave()
+
+    def _look_first(self) -> None:
+        # What came while nobody led wakes nobody: it is not to wait for the next look.
+        if self._executor.has_news:
+            self._executor.poll(0.0, may_jump=False)
 
     def _step(self, deadline: float | None) -> bool:
         """Poll once, at most until the deadline; False when that has passed."""
@@ -280,8 +284,7 @@ class Waiting:
             if self._lead_lock.acquire(blocking=False):
                 try:
                     self._helping = True
-                    if self._executor.has_news:
-                        self._executor.poll(0.0, may_jump=False)
+                    self._look_first()
                     while (self._busy() or self._timers) and not self._give_way and not self.closed:
                         self._step(None)
                 finally:

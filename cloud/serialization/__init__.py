@@ -9,6 +9,7 @@ Used on the two ends of a job only, the submitting process and the worker; every
 ``exceptions``  exceptions with their causes, contexts, notes and groups
 ``large``       which large globals are what they were
 ``facts``       what a function refers to, and what others can import
-``shared``      large buffers, beside the bytes
+``memory``      files in memory: made, mapped, counted
+``shared``      large buffers in them, beside the bytes
 ``explain``     which part of an object refused, in words
 """

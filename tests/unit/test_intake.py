@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from cloud.engine.intake import Intake
 from cloud.engine.overview import select
 from cloud.engine.store.base import Batch
 from cloud.engine.store.memory import JidSource, MemoryStore
-from cloud.errors import BackendClosed, JobNotFound
+from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.memory import MemoryFile
@@ -117,8 +118,6 @@ class Burst:
         def body(batch: Batch, index: int, attempt: int) -> Body:
             yield Sleep(0.001)
 
-        from random import Random
-
         clock = frozen_virtual_clock()
         self.engine = Engine(
             MemoryStore(JidSource()), FakeExecutor(1, clock, Random(1), body), clock, max_nesting=3, **settings
@@ -174,8 +173,6 @@ def test_jids_stay_in_the_order_of_submission(burst: Burst) -> None:
 
 
 def test_what_a_call_refuses_it_still_refuses(burst: Burst) -> None:
-    from cloud.errors import UnsupportedOperation
-
     with pytest.raises(UnsupportedOperation, match="levels deep"):
         burst.call(depth=4)
     burst.engine.close()

@@ -212,7 +212,7 @@ class Executor(ABC):
 
     @property
     def has_news(self) -> bool:
-        """True when ``poll`` would report something at once, though nothing wakes it. Callable without the lock."""
+        """True when ``poll`` would report something at once, though nothing wakes it. Asked without the lock."""
         return False
 
     @property

@@ -151,7 +151,8 @@ class ProcessExecutor(Executor):
 
     @property
     def has_news(self) -> bool:
-        return self._looking and any(worker.has_left for worker in self._workers.values())
+        with self._lock:
+            return self._looking and any(worker.has_left for worker in self._workers.values())
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
@@ -220,8 +221,7 @@ class ProcessExecutor(Executor):
 
     def _is_rich(self, worker: WorkerHandle, now: float) -> bool:
         # One that has not started in good time perhaps never will.
-        enough = worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S
-        return enough and worker.takes_work
+        return worker.takes_work and (worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S)
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -349,7 +349,7 @@ class ProcessExecutor(Executor):
         for kind, body in frames:
             if kind == ch.OUTCOME:
                 if len(body) < _MIN_OUTCOME_BYTES:
-                    self._cut_off(worker)
+                    self._distrust(worker)
                     return
                 position, n = _OUTCOME_BODY.unpack_from(body)
                 if n == 1 and type(body) is bytes and len(frames) > 1:
@@ -394,6 +394,10 @@ class ProcessExecutor(Executor):
             # descriptors, or written into our memory: then it runs on and can never report.
             self._source.call_later(_CUT_OFF_S, lambda: self._end_cut_off(worker))
 
+    def _distrust(self, worker: WorkerHandle) -> None:
+        worker.lies = True  # what it tells from now on may seem to fit, and be of other items
+        self._cut_off(worker)
+
     def _end_cut_off(self, worker: WorkerHandle) -> None:
         if not worker.dead:
             worker.cut_off = True
@@ -409,8 +413,7 @@ class ProcessExecutor(Executor):
         """Note that the next ``n`` items of a worker have ended; False if those are not the ones it tells of."""
         task = worker.tasks[0]
         if worker.lies or position != task.position or n > task.stop - task.start:
-            worker.lies = True  # what it tells from now on may seem to fit, and be of other items
-            self._cut_off(worker)
+            self._distrust(worker)
             return False
         task.start += n
         task.position += n
@@ -634,7 +637,7 @@ class ProcessExecutor(Executor):
         try:
             number, content, blobs = ch.unpack_message(body)
         except (struct.error, ValueError, KeyError, TypeError):
-            self._cut_off(worker)
+            self._distrust(worker)
             return
         batch = worker.tasks[0].batch if worker.tasks else None
 

@@ -175,7 +175,7 @@ class Batch:
     def drop_outcomes(self, start: int, stop: int) -> None:
         """Let go of what nobody will ask for: outcomes of these items only."""
         segments = self.segments
-        at = bisect_right(segments, start, key=_segment_start) - 1
+        at = max(0, bisect_right(segments, start, key=_segment_start) - 1)
         while isinstance(segments, list) and at < len(segments) and segments[at][0] < stop:
             low, n, _ = segments[at]
             if start <= low and low + n <= stop:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _LOOK_S: Final = 0.001
+"""Time of day and processor time are looked up no more often: that takes longer than a small item does."""
 
 
 class ItemRecord:

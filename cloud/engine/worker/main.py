@@ -314,7 +314,7 @@ class Worker:
                     args, kwargs = loads(item, namespace)
                     value = function(*args, **kwargs)
                     if sys.path != path:
-                        dirty[0] = True
+                        dirty[0] = True  # a list leaves no note; the next call may be somebody else's
             except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
                 ended: tuple[Any, BaseException | None] = None, exc
                 now = clock()

@@ -45,8 +45,7 @@ class Outbox:
         """Take the outcome of ``n`` items from a position on."""
         segment = outcome.segment if type(outcome) is SharedBytes else None
         kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
-        if not self._held:
-            self._slots[ch.HELD] = time.monotonic_ns()
+        self.note_beginning()
         self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
 
     def is_due(self, now: float) -> bool:
