@@ -59,6 +59,7 @@ class Worker:
     def __init__(self, link: Link, page: ch.Page, settings: dict[str, Any], inherited: Inherited | None = None) -> None:
         self.link = link
         self.slots = page.slots
+        self._raw = page.raw
         self._outbox = Outbox(link, page)
         self.settings = settings
         self.pid = os.getpid()
@@ -296,14 +297,17 @@ class Worker:
         loads, namespace = pickling.loads, self.namespace
         single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
+        raw, unlimited = self._raw, ch.LIMIT_TOP
         path = self._surroundings.path
         prompt, hold_s = bool(flags & ch.PROMPT), -1.0 if flags & ch.DELIVER else HOLD_S
         keep = self._items.values.append
+        usual = None
         last = self._begin_items(position)
         flush_at = last + hold_s
+        soon = min(last + small_s, flush_at)  # what ends before is small, and need not be looked at more closely
         for here, item in enumerate(items, position):
             slots[current] = here
-            if here >= slots[limit]:
+            if not raw[unlimited] and here >= slots[limit]:
                 break
             try:
                 if single:
@@ -320,16 +324,23 @@ class Worker:
                 now = clock()
             else:
                 now = clock()
-                if type(value) in atoms and not dirty[0]:
+                type_ = type(value)
+                if (type_ is usual or type_ in atoms) and not dirty[0]:
+                    if now < soon:
+                        keep(value)
+                        last = now
+                        continue
                     small = now - last < small_s
                     if small or self._items.keep_times(here, last, now):
                         keep(value)
+                        usual = type_
                         last = now if small else clock()
                         if now > flush_at or (prompt and not small):
                             self._pack_items(now, take_output=small)
                             self._outbox.flush()
                             last = self._begin_items(here + 1)
                             flush_at = last + hold_s
+                        soon = min(last + small_s, flush_at)
                         continue
                 ended = value, None
                 del value
@@ -349,6 +360,7 @@ class Worker:
                 self._outbox.flush()
                 flush_at = now + hold_s
             last = self._begin_items(here + 1)
+            soon = min(last + small_s, flush_at)
         self._pack_items(last)
         self._tidy()
 
