@@ -101,7 +101,7 @@ class _Process:
         worker = this_worker()
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
-        return open_backend("mp", self.settings, jids=self.jids())
+        return open_backend("mp", self.settings, jids=self.jids)
 
     def open_own(self, name: str, kind: str, **options: Any) -> Cloud:
         """A Cloud over a backend of its own."""

@@ -30,8 +30,8 @@
 from __future__ import annotations
 
 import sys
+from _pickle import PicklingError
 from collections.abc import Sequence
-from pickle import PicklingError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

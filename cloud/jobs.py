@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
 
 from cloud.errors import CloudException
 
@@ -148,18 +147,6 @@ def _plain(value: Any) -> Any:
 
 
 DEFAULT_OPTIONS: Final = JobOptions()
-
-
-class Environment(NamedTuple):
-    """What a worker must be to run a job; jobs that differ in it never meet in one process.
-
-    Attributes:
-        python: 'major.minor' of its interpreter.
-        code: Names the set of the user's modules that it imports from; "" for none.
-    """
-
-    python: str
-    code: str
 
 
 _CORE_TYPES: Final = ("c1", "c2", "f2", "m1", "s1")

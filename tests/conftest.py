@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.backends import BACKENDS, OPENERS, close_all, forget_settings, stop_servers
@@ -19,6 +20,10 @@ from tests.leaks import MARK, Leaks
 from tests.scripts import ScriptRunner
 
 LEAK_GRACE_S = 2.0
+
+# How long an example takes says more about the machine than about us.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

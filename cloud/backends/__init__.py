@@ -23,7 +23,7 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
     configure(settings)
     # Each is loaded when used: none should cost those who use another.
     if name in ("mp", "pool"):
-        if not hasattr(os, "fork"):
+        if not (hasattr(os, "fork") and hasattr(os, "posix_spawn")):
             raise UnsupportedOperation(
                 f"worker processes are not supported on {sys.platform}",
                 hint="Call cloud.start_simulator() to run jobs in this process, or use a server.",

@@ -10,13 +10,15 @@ from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
-from cloud.jobs import Environment, Jids, JobOptions, Outcome
+from cloud.jobs import Jids, JobOptions, Outcome
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from cloud.environment import Environment
 
 
 class Contexts:

@@ -15,7 +15,7 @@ from cloud.backends.local import LocalBackend
 from cloud.engine.overview import describe
 from cloud.engine.store.base import Batch
 from cloud.errors import BackendError, CloudException, JobNotFound
-from cloud.jobs import DONE, Environment, Jids, JobOptions, Outcome
+from cloud.jobs import DONE, Jids, JobOptions, Outcome
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_outcome, without_value
 from cloud.wire import pack_jids, unpack_jids
@@ -23,6 +23,8 @@ from cloud.wire import pack_jids, unpack_jids
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.environment import Environment
 
 Reply = Callable[..., None]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from _queue import SimpleQueue
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from cloud.jobs import DONE
 from cloud.logs import logger

@@ -42,7 +42,6 @@ from cloud.jobs import (
     STDERR,
     STDOUT,
     WAITING,
-    Environment,
     Jids,
     JobOptions,
     Outcome,
@@ -54,6 +53,8 @@ from cloud.serialization.shared import size_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.environment import Environment
 
 _MAX_LOSSES: Final = 3
 """Attempts at a restartable job whose worker was killed from outside; then it is an error."""

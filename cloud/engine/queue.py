@@ -10,11 +10,13 @@ from collections import deque
 
 from cloud.engine.executor.base import Executor, Task
 from cloud.engine.store.base import Batch
-from cloud.jobs import DEFAULT_OPTIONS, Environment
+from cloud.jobs import DEFAULT_OPTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from cloud.environment import Environment
 
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""

@@ -3,12 +3,15 @@
 Both ends of a worker's channel use it. A frame whose kind has ``WITH_SEGMENT`` set comes with one descriptor: of the
 file with the segment that belongs to its payload (see ``serialization.shared``). A small frame before it, which only
 this module sees, says where in the file that is.
+
+Of ``socket`` only the half in C is used, here and where the template is started: the half in Python would take 3 ms of
+the time to the first result, twice.
 """
 
 from __future__ import annotations
 
+import _socket as socket
 import os
-import socket
 import struct
 from collections import deque
 
@@ -44,6 +47,19 @@ def send_with(connection: socket.socket, data: bytes | memoryview, descriptors: 
     numbers = struct.pack(f"{len(descriptors)}i", *descriptors)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if descriptors else []
     return connection.sendmsg([data], ancillary, NO_SIGNAL)
+
+
+def receive_with(connection: socket.socket, n_bytes: int, n_descriptors: int) -> tuple[bytes, list[int]]:
+    """A message and the descriptors beside it. As ``socket.recv_fds``."""
+    data, ancillary, _, _ = connection.recvmsg(n_bytes, socket.CMSG_LEN(4 * n_descriptors))
+    return data, [fd for sent in ancillary for fd in _descriptors(*sent)]
+
+
+def _descriptors(level: int, kind: int, content: bytes) -> tuple[int, ...]:
+    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
+        return ()
+    n = len(content) // 4
+    return struct.unpack(f"{n}i", content[: 4 * n])
 
 
 class FrameStream:
@@ -197,10 +213,8 @@ class FrameStream:
         if flags & _LOST:
             # This process has no number left to give it. The frame that it belongs to must not take the next one.
             self.descriptors.append(-1)
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                n = len(content) // 4
-                self.descriptors.extend(map(move_out_of_reach, struct.unpack(f"{n}i", content[: 4 * n])))
+        for sent in ancillary:
+            self.descriptors.extend(map(move_out_of_reach, _descriptors(*sent)))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

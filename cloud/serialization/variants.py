@@ -10,7 +10,7 @@ once, as its *base*, and where the job runs it is rebuilt once:
 
 from __future__ import annotations
 
-import pickle
+import _pickle as pickle
 import struct
 from types import CellType, FunctionType
 

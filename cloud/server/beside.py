@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cloud.backends.requests import Beside, Request
+from cloud.environment import Environment
 from cloud.errors import AccountError, BackendClosed, CloudException
-from cloud.jobs import Environment
 from cloud.logs import logger
 from cloud.resources.files import FileStore
 from cloud.resources.principals import Principal

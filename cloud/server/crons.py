@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from cloud.backends.remote import raise_remote
 from cloud.backends.requests import Request
+from cloud.environment import Environment
 from cloud.errors import BackendClosed, CloudException, JobNotFound
-from cloud.jobs import DONE, Environment, JobOptions
+from cloud.jobs import DONE, JobOptions
 from cloud.logs import logger
 from cloud.resources.cron_runner import CronRunner, Once
 from cloud.resources.crons import CronEntry, CronStore, MissedPolicy, OverlapPolicy, describe

@@ -25,8 +25,8 @@ from cloud.engine.executor.setup import WorkerSetup, default_environ
 from cloud.engine.executor.slots import Slots
 from cloud.engine.store.sqlite import SqliteStore
 from cloud.engine.worker.limits import Limits
+from cloud.environment import Environment
 from cloud.errors import BackendClosed, BackendError, CloudException, UnsupportedOperation
-from cloud.jobs import Environment
 from cloud.resources.accounts import AccountStore
 from cloud.resources.code import CodeFolder
 from cloud.resources.principals import Quotas

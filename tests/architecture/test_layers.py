@@ -12,7 +12,15 @@ from tests.architecture.modules import PACKAGE, Module, is_below, own_imports, o
 # From the ground up. A room may import its own floor and the floors below, never one above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cloud.errors",),
-    ("cloud.jobs", "cloud.serialization", "cloud.settings", "cloud.configuration", "cloud.logs", "cloud.datalogs"),
+    (
+        "cloud.jobs",
+        "cloud.environment",
+        "cloud.serialization",
+        "cloud.settings",
+        "cloud.configuration",
+        "cloud.logs",
+        "cloud.datalogs",
+    ),
     ("cloud.engine", "cloud.resources"),
     ("cloud.wire",),
     ("cloud.backends",),

@@ -59,7 +59,7 @@ def open_cloud(n_workers: int = 2, **settings: Any) -> Cloud:
     """A Cloud of its own over worker processes, beside ``cloud.mp``."""
     return Cloud(
         "cloud",
-        lambda: open_backend("mp", Settings().replace(num_procs=n_workers, **settings), jids=JidSource()),
+        lambda: open_backend("mp", Settings().replace(num_procs=n_workers, **settings), jids=JidSource),
         lambda backend: None,
         lambda: 0,
     )

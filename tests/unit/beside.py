@@ -14,7 +14,8 @@ import fastjsonschema
 
 from cloud.backends.remote import raise_remote
 from cloud.backends.requests import Request
-from cloud.jobs import DONE, QUEUED, Environment
+from cloud.environment import Environment
+from cloud.jobs import DONE, QUEUED
 from cloud.server.beside import ResourceRequests
 from cloud.server.messages import _check_counts, request_schema
 from cloud.wire import RESOURCE_OPERATIONS

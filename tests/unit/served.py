@@ -16,7 +16,8 @@ from cloud.engine.executor.served import ServedProcesses
 from cloud.engine.executor.setup import OWN_VERSION, WorkerSetup
 from cloud.engine.executor.slots import Slots
 from cloud.engine.store.memory import JidSource, MemoryStore
-from cloud.jobs import DEFAULT_OPTIONS, ERROR_TEXT, Environment, Jids, JobOptions, Outcome
+from cloud.environment import Environment
+from cloud.jobs import DEFAULT_OPTIONS, ERROR_TEXT, Jids, JobOptions, Outcome
 from cloud.serialization import pickling
 from cloud.serialization.functions import FunctionCache
 

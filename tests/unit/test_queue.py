@@ -9,7 +9,8 @@ import pytest
 from cloud.engine.executor.base import AHEAD_S, Task
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk
-from cloud.jobs import DEFAULT_OPTIONS, KILLED, Environment, JobOptions
+from cloud.environment import Environment
+from cloud.jobs import DEFAULT_OPTIONS, KILLED, JobOptions
 from cloud.serialization.functions import Function
 from tests.unit.fake_executor import ByHand
 

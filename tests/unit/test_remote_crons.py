@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cloud.backends.crons import RemoteCrons
+from cloud.environment import Environment
 from cloud.errors import BackendClosed, BackendError, CronNotFound, InvalidSchedule
-from cloud.jobs import DONE, Environment, JobOptions
+from cloud.jobs import DONE, JobOptions
 from cloud.resources.cron_store import CronStore
 from cloud.serialization.functions import Function
 from tests.unit.beside import Beside, FakeJobs

@@ -21,7 +21,8 @@ import pytest
 from cloud.backends.local import LocalBackend
 from cloud.backends.requests import Requests
 from cloud.engine.executor.setup import OWN_VERSION, WorkerSetup
-from cloud.jobs import DEFAULT_OPTIONS, Environment
+from cloud.environment import Environment
+from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization import pickling
 from tests.unit.served import ServedHouse, code, code_folder, eventually
 

@@ -14,8 +14,9 @@ import pytest
 
 from cloud.engine.store.base import Batch, Chunk, Stored, loaded
 from cloud.engine.store.sqlite import SqliteStore
+from cloud.environment import Environment
 from cloud.errors import BackendClosed, JobNotFound
-from cloud.jobs import DEFAULT_OPTIONS, DONE, ERROR, QUEUED, VALUE, Environment, JobOptions, Outcome, pack_outcome
+from cloud.jobs import DEFAULT_OPTIONS, DONE, ERROR, QUEUED, VALUE, JobOptions, Outcome, pack_outcome
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_chunk
 from cloud.serialization.shared import attach, pack_shared, unpack_shared

@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from cloud.engine.store.base import Batch
-from cloud.jobs import Environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.environment import Environment
 
 AHEAD_S: Final = 0.020
 """A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""

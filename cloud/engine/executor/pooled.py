@@ -16,7 +16,7 @@ from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.worker.pooled import Inherited
-from cloud.jobs import Environment
+from cloud.environment import Environment
 
 _SIGKILL: Final = signal.SIGKILL.value
 _LEAVE_S: Final = 5.0

@@ -17,7 +17,6 @@ import errno
 import os
 import select
 import signal
-import socket
 import struct
 import sys
 import time
@@ -26,21 +25,24 @@ from functools import partial
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
+from cloud.engine.executor.deaths import describe_death
 from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
 from cloud.engine.executor.template import TemplateProcess, kill_orphan
-from cloud.engine.executor.workers import WorkerHandle, describe_death
+from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import Frame
 from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
 from cloud.engine.worker.surroundings import thread_defaults
 from cloud.errors import UnsupportedOperation
-from cloud.jobs import OUTCOME_HEADER_BYTES, Environment
+from cloud.jobs import OUTCOME_HEADER_BYTES
 from cloud.serialization.shared import payload_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.environment import Environment
 
 _STALL_S: Final = 0.005
 _STEAL_S: Final = 0.002
@@ -76,6 +78,7 @@ class ProcessExecutor(Executor):
         grace_s: Seconds between the exception that kills a job and the end of its processes.
         max_transmit_bytes: Larger results are errors; 0 means no limit.
         preload: Modules that the template imports once it is idle, for workers forked from then on.
+        template: One that was started before, and is this executor's from now on; else the first job starts one.
     """
 
     takes_many = True
@@ -89,8 +92,9 @@ class ProcessExecutor(Executor):
         grace_s: float = 0.5,
         max_transmit_bytes: int = 0,
         preload: tuple[str, ...] = (),
+        template: TemplateProcess | None = None,
     ) -> None:
-        if not hasattr(os, "fork") or not hasattr(os, "posix_spawn") or not hasattr(socket, "AF_UNIX"):
+        if not hasattr(os, "fork") or not hasattr(os, "posix_spawn"):
             raise UnsupportedOperation(
                 f"worker processes are not supported on {sys.platform}: use cloud.start_simulator(), or a server"
             )
@@ -115,8 +119,8 @@ class ProcessExecutor(Executor):
         self._used = 0
         self._n_numbers = 0
         self._failed_starts: dict[Environment | None, int] = {}
-        self._template: TemplateProcess | None = None
         self._templates: dict[int, TemplateProcess] = {}
+        self._template = None if template is None else self._listen_to(template)
         self._looking = False
         self._stole_at = 0.0
         self._looked_at_output = 0.0
@@ -595,11 +599,7 @@ class ProcessExecutor(Executor):
         for worker in self._workers.values():
             found = worker.running()
             if found is not None and found[1] is batch and found[2] == index:
-                lengths = worker.output_lengths()
-                out, err = worker.output(lengths)
-                started = time.time() - (time.monotonic() - worker.began)
-                printed = {"stdout": out, "stderr": err, "n_stdout": lengths[0], "n_stderr": lengths[1]}
-                return {"pid": worker.pid, "started": started, **printed}
+                return worker.describe_running()
         return {}
 
     def kill(self, batch: Batch, index: int) -> bool:

@@ -22,8 +22,8 @@ from cloud.engine.executor.slots import Share, Slots
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.worker.surroundings import thread_defaults
+from cloud.environment import Environment
 from cloud.errors import CloudException
-from cloud.jobs import Environment
 
 _COUNT_S: Final = 0.05
 _REMOVE_AGAIN_S: Final = 0.1

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cloud.engine.worker.limits import Limits
+from cloud.environment import Environment
 from cloud.errors import CloudException
-from cloud.jobs import Environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

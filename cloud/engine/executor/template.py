@@ -1,11 +1,11 @@
-"""The engine's side of the template process: starts it, and talks to it."""
+"""The engine's side of the template process: starts it, and talks to it. Of ``socket``: see ``engine.stream``."""
 
 from __future__ import annotations
 
+import _socket as socket
 import os
 import select
 import signal
-import socket
 import sys
 import time
 

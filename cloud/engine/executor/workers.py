@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import fcntl
 import os
-import signal
-import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ from cloud.engine.ring import RING_BYTES, Ring
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
-from cloud.jobs import DEFAULT_OPTIONS, Environment
+from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization import pickling
 from cloud.serialization.memory import MemoryFile, memory_file
 from cloud.serialization.shared import Segment, SharedBytes, size_of
@@ -27,27 +27,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from cloud.environment import Environment
+
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
 _MAX_INSIDE_BYTES: Final = 1 << 16
 """Up to this size, functions that are for one call only travel in its frame."""
 _FRAME_AND_RUN: Final = struct.Struct(ch.FRAME.format + ch.RUN_HEAD.format[1:])
-
-_OWN_FAULT_SIGNALS: Final = frozenset(
-    {
-        signal.SIGSEGV,
-        signal.SIGBUS,
-        signal.SIGFPE,
-        signal.SIGILL,
-        signal.SIGABRT,
-        signal.SIGTRAP,
-        signal.SIGSYS,
-        signal.SIGPIPE,
-        signal.SIGALRM,
-        signal.SIGXCPU,
-        signal.SIGXFSZ,
-    }
-)
 
 
 class WorkerHandle:
@@ -416,6 +402,14 @@ class WorkerHandle:
         )
         return out, err
 
+    def describe_running(self) -> dict[str, Any]:
+        """What can be told of the item that runs: its process, its start, what it has printed."""
+        lengths = self.output_lengths()
+        out, err = self.output(lengths)
+        started = time.time() - (time.monotonic() - self.began)
+        printed = {"stdout": out, "stderr": err, "n_stdout": lengths[0], "n_stderr": lengths[1]}
+        return {"pid": self.pid, "started": started, **printed}
+
     def limit_output(self) -> bool:
         """Give back the memory of output that nobody will see; True if there was much."""
         if not self._captures:
@@ -456,34 +450,3 @@ def _copy_of(fd: int) -> int:
 
 def _extras(env_vars: dict[str, str] | None) -> bytes:
     return ch.sized(pickling.dumps_plain(env_vars)) if env_vars else b""
-
-
-def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str, int | None, bool]:
-    """(what happened in words, exit code or minus signal, whether the job itself did it) of a wait status."""
-    who = f"The job's worker process (pid {pid})"
-    if cut_off:
-        return f"{who} was ended: the job closed its connection, a file descriptor.", None, True
-    if status <= -1000:
-        return f"The job's worker process could not be started: {os.strerror(-1000 - status)}.", None, False
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        own = number in _OWN_FAULT_SIGNALS
-        why = (
-            "it crashed"
-            if own
-            else "another process ended it, or the kernel did because memory ran out"
-            if number == signal.SIGKILL
-            else "another process ended it"
-        )
-        return f"{who} was killed by {name}: {why}.", -number, own
-    code = os.waitstatus_to_exitcode(status)
-    return (
-        f"{who} exited with code {code} in the middle of the job: os._exit, an exit in C code, or its connection "
-        "was closed.",
-        code,
-        True,
-    )

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count, repeat
 
-from cloud.jobs import QUEUED, Environment, Jids, JobOptions
+from cloud.jobs import QUEUED, Jids, JobOptions
 from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.environment import Environment
 
 
 _MAX_RUN: Final = 1 << 16

@@ -16,8 +16,9 @@ from cloud.engine.store.base import Batch, Chunk, Stored
 from cloud.engine.store.blobs import BlobFolder
 from cloud.engine.store.journal import Transaction
 from cloud.engine.store.schema import ATTEMPT, BEGUN, DELETED, explained, open_reader
+from cloud.environment import Environment
 from cloud.errors import BackendError
-from cloud.jobs import DEFAULT_OPTIONS, Environment, JobOptions
+from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_payload
 

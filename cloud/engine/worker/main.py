@@ -19,9 +19,7 @@ from types import FrameType
 from cloud.engine import channel as ch
 from cloud.engine.ring import RING_BYTES
 from cloud.engine.worker.capture import Capture
-from cloud.engine.worker.confinement import confine
 from cloud.engine.worker.items import ItemRecord
-from cloud.engine.worker.limits import Limited, Limits, put_in_force
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.outbox import HOLD_S, Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
@@ -35,6 +33,8 @@ from cloud.serialization.shared import payload_from
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
+
+    from cloud.engine.worker.limits import Limited
 
 INTERRUPT: Final = signal.SIGINT
 POKE: Final = signal.SIGURG
@@ -73,6 +73,8 @@ class Worker:
         confined = settings.get("confinement")
         self._limited: Limited | None = None
         if confined is not None:
+            from cloud.engine.worker.limits import Limited, Limits, put_in_force
+
             self._limited = Limited(Limits(*confined["limits"]), confined["cgroup"], self._dirty)
             put_in_force(self._limited)
         self._surroundings = Surroundings(self._dirty, settings["thread_defaults"], own=confined is not None)
@@ -476,6 +478,8 @@ def serve(socket_fd: int, page_fd: int, inherited: Inherited | None = None) -> N
         os.close(page_fd)
         settings = link.receive_settings()
         if "confinement" in settings:
+            from cloud.engine.worker.confinement import confine
+
             confine(settings["confinement"])
         worker = Worker(link, page, settings, inherited)
         _CURRENT.append(worker)

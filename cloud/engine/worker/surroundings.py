@@ -156,9 +156,8 @@ class Surroundings:
         self.path = path
         if sys.path != path:
             sys.path[:] = path
-            importlib = sys.modules.get("importlib")
-            if importlib is not None:
-                importlib.invalidate_caches()
+            # As importlib.invalidate_caches, which first loads half of importlib (Python 3.12: importlib.metadata).
+            sys.path_importer_cache.clear()
         self._environ = environ
         self._restore_environ()
         if level is not None:

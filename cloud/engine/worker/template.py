@@ -7,15 +7,15 @@ meet a process that merely reuses a worker's number.
 
 from __future__ import annotations
 
+import _socket as socket
 import errno
 import gc
-import importlib
 import os
 import select
 import signal
-import socket
 import sys
 
+from cloud.engine.stream import receive_with
 from cloud.engine.worker.main import serve
 from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.protocol import BY_ENGINE, MESSAGE, N_DESCRIPTORS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _IDLE_MS: Final = 30
+_MAX_IDLE_MS: Final = 1000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -58,7 +59,7 @@ class Template:
 
     Args:
         control: Socket to the engine.
-        preload: Modules to import once idle, so that workers forked from then on have them.
+        preload: Modules to import once idle after the first worker, for those forked from then on.
         inherited: What its workers have from the program, if this process was forked from that.
         kept_fd: A descriptor that tells others, by staying open, that there may be workers; -1 for none.
     """
@@ -78,6 +79,7 @@ class Template:
         self._pids: dict[int, int] = {}  # worker id -> pid
         self._ids: dict[int, int] = {}
         self._ended: set[int] = set()
+        self._has_forked = False
         self._libc = _Libc()
         self._libc.become_subreaper()
         self._woken, self._wake = os.pipe()
@@ -95,17 +97,14 @@ class Template:
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLIN)
         poll.register(self._woken, select.POLLIN)
-        loaded = False
+        loaded, pause_ms = False, _IDLE_MS
         while True:
-            ready = dict(poll.poll(None if loaded else _IDLE_MS))
+            # Not before the first worker: the program may be about to ask for it.
+            ready = dict(poll.poll(pause_ms if self._has_forked and not loaded else None))
             if not ready:
-                loaded = True
-                for name in self._preload:
-                    try:
-                        importlib.import_module(name)
-                    except Exception:  # noqa: BLE001, S110 - a job that needs it will say why it cannot be imported
-                        pass
-                gc.freeze()
+                pause_ms = min(2 * pause_ms, _MAX_IDLE_MS)
+                if loaded := _is_quiet():
+                    self._load()
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._reap()
@@ -114,9 +113,19 @@ class Template:
         self._control.close()
         self._end()
 
+    def _load(self) -> None:
+        import importlib
+
+        for name in self._preload:
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: BLE001, S110 - a job that needs it will say why it cannot be imported
+                pass
+        gc.freeze()
+
     def _serve(self) -> bool:
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE.size, N_DESCRIPTORS)
+            message, descriptors = receive_with(self._control, MESSAGE.size, N_DESCRIPTORS)
         except OSError:
             return False
         if not message:
@@ -161,6 +170,7 @@ class Template:
             os.setpgid(pid, pid)
         except OSError:
             pass  # it is dead already
+        self._has_forked = True
         self._pids[number] = pid
         self._ids[pid] = number
         for fd in descriptors:
@@ -239,6 +249,16 @@ class Template:
                 return
             except InterruptedError:
                 continue
+
+
+def _is_quiet() -> bool:
+    """True when work of ours takes no processor from others, as far as the system tells."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            n_running = int(file.read().split()[3].partition(b"/")[0])  # this process among them
+    except (OSError, ValueError, IndexError):
+        return True
+    return n_running <= max(1, (os.cpu_count() or 1) // 2)
 
 
 def _kill_group(pid: int) -> None:
