@@ -88,7 +88,7 @@ class _Process:
         if worker is not None:
             return open_backend("worker", self.settings, link=worker.link, namespace=worker.namespace)
         if self.uses_simulator():
-            return open_backend("simulator", self.settings, jids=self.jids(), **self.simulator_options)
+            return open_backend("simulator", self.settings, jids=self.jids, **self.simulator_options)
         credentials = self.credentials()
         if credentials is not None:
             return open_backend("http", self.settings, credentials=credentials)
@@ -109,7 +109,7 @@ class _Process:
         def opener() -> Backend:
             from cloud.backends import open_backend
 
-            backend = open_backend(kind, self.settings, jids=self.jids(), **options)
+            backend = open_backend(kind, self.settings, jids=self.jids, **options)
             owner = made()
             if owner is not None:
                 # One that is forgotten ends its workers; those alive at exit are closed by ``close``.

@@ -28,13 +28,17 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
                 f"worker processes are not supported on {sys.platform}",
                 hint="Call cloud.start_simulator() to run jobs in this process, or use a server.",
             )
+        from cloud.backends.ahead import template_ahead
+
         if name == "pool":
-            from cloud.backends.pools import open_pool
+            with template_ahead(wanted=not options["fork"]) as template:
+                from cloud.backends.pools import open_pool
 
-            return open_pool(settings, **options)
-        from cloud.backends.processes import open_processes
+                return open_pool(settings, template=template, **options)
+        with template_ahead() as template:
+            from cloud.backends.processes import open_processes
 
-        return _reporting(open_processes(settings, **options), settings, "Multiprocessing")
+            return _reporting(open_processes(settings, template=template, **options), settings, "Multiprocessing")
     if name == "simulator":
         from cloud.backends.simulator import open_simulator
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from cloud.backends.ahead import preload_now
 from cloud.backends.local import LocalBackend
-from cloud.backends.processes import PRELOAD
 from cloud.backends.requests import Requests
 from cloud.configuration import Settings
 from cloud.engine.clock import RealClock
 from cloud.engine.engine import Engine
 from cloud.engine.executor.pooled import PooledProcesses
+from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.pooled import Inherited
 from cloud.serialization import pickling
@@ -56,12 +56,13 @@ def open_pool(
     settings: Settings,
     n: int,
     *,
-    jids: JidSource,
+    jids: Callable[[], JidSource],
     initializer: Callable[..., Any] | None,
     initargs: tuple[Any, ...],
     max_jobs_per_worker: int,
     capture: bool,
     fork: bool,
+    template: TemplateProcess | None = None,
 ) -> PoolBackend:
     """Worker processes of a pool; with an initializer they start at once. See ``current.open_pool``."""
     payload: bytes | None = None
@@ -70,6 +71,9 @@ def open_pool(
             payload = pickling.dumps((initializer, initargs), share=True)
         except Exception:  # noqa: BLE001 - whatever refuses to be pickled, inheritance hands it on
             fork = True
+            if template is not None:
+                template.end()
+                template = None
     namespace = CopiedNamespace() if fork else None
     workers = PooledProcesses(
         n,
@@ -79,9 +83,10 @@ def open_pool(
         capture=capture,
         output_limit_bytes=settings.output_limit_bytes,
         grace_s=settings.kill_grace_s,
-        preload=(*PRELOAD, *(("multiprocessing.process",) if "multiprocessing.process" in sys.modules else ())),
+        preload=preload_now(),
+        template=template,
     )
-    engine = Engine(MemoryStore(jids), workers, RealClock(), max_nesting=settings.max_nesting)
+    engine = Engine(MemoryStore(jids()), workers, RealClock(), max_nesting=settings.max_nesting)
     backend = PoolBackend(engine, workers, namespace)
     engine.serve_requests(Requests(backend))
     if initializer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from cloud.backends.local import Contexts, LocalBackend
@@ -40,7 +41,7 @@ class SimulatorBackend(LocalBackend):
 def open_simulator(
     settings: Settings,
     *,
-    jids: JidSource,
+    jids: Callable[[], JidSource],
     seed: int | None = None,
     fail: float = 0.0,
     lose_worker: float = 0.0,
@@ -59,7 +60,7 @@ def open_simulator(
         lose_worker=lose_worker,
     )
     engine = Engine(
-        MemoryStore(jids),
+        MemoryStore(jids()),
         executor,
         clock,
         max_nesting=settings.max_nesting,

@@ -107,8 +107,8 @@ class MapResults(IMapIterator):
 
     def __del__(self) -> None:
         # Not here: this may be called anywhere, with any lock held.
-        forgotten = self._work.forgotten
-        forgotten.extend(self._submitted())
+        for backend, jids in self._submitted():
+            self._work.forgotten.add(backend, jids)
 
 
 def results_of(results: MapResults, timeout: float | None) -> Iterator[Any]:

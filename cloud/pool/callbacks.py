@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from _queue import SimpleQueue
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Final
 
 from cloud.logs import logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["CallbackThread"]
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from cloud import current
 from cloud.errors import CloudTimeoutError
 from cloud.jobs import DONE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["AsyncResult", "apply", "apply_async", "imap", "imap_unordered", "map", "map_async"]
 

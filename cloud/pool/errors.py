@@ -6,9 +6,12 @@ Classes that are also multiprocessing's are made when first needed: a pool by it
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from cloud.errors import CloudException, CloudTimeoutError, JobFailed, SerializationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["RemoteTraceback", "original_error", "timeout_error", "unsent_error"]
 

@@ -16,20 +16,35 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloud.backends.base import Backend
 from cloud.client.arguments import chunks_of, pack_items
 from cloud.errors import BackendClosed
 from cloud.pool.errors import unsent_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Protocol
+
     from cloud.backends.base import MapWriter
     from cloud.pool.placing import Place
     from cloud.serialization.functions import Function
     from cloud.serialization.namespace import Namespace
 
-__all__ = ["Feed", "Sink", "extend"]
+    class Sink(Protocol):
+        """Who is told of what was submitted. All but ``end`` may be called from another thread at any time."""
+
+        def add(self, backend: Backend, jids: range) -> None:
+            """The next items are these jobs."""
+
+        def add_error(self, error: BaseException) -> None:
+            """The next item could not be submitted."""
+
+        def end(self, error: BaseException | None = None) -> None:
+            """There are no more: the iterable has ended, or raised this. Only the first call counts."""
+
+
+__all__ = ["Feed", "extend"]
 
 _FIRST: Final = 64
 _CHUNK_ITEMS: Final = 4096
@@ -41,19 +56,6 @@ _QUICK_S: Final = 0.002
 _INLINE_S: Final = 0.02
 _INSTANT: Final = frozenset((list, tuple, range, set, frozenset, dict, str, bytes))
 """Iterables that never keep the reader waiting."""
-
-
-class Sink(Protocol):
-    """Who is told of what was submitted. All but ``end`` may be called from another thread at any time."""
-
-    def add(self, backend: Backend, jids: range) -> None:
-        """The next items are these jobs."""
-
-    def add_error(self, error: BaseException) -> None:
-        """The next item could not be submitted."""
-
-    def end(self, error: BaseException | None = None) -> None:
-        """There are no more: the iterable has ended, or raised this. Only the first call counts."""
 
 
 def extend(

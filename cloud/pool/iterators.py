@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from cloud.backends.base import Backend, Finals
 from cloud.client.results import decode
@@ -17,21 +16,24 @@ from cloud.errors import BackendClosed, CloudException, CloudTimeoutError, JobNo
 from cloud.jobs import DONE, PROCESSING, QUEUED, WAITING, Jids
 from cloud.pool.errors import original_error, timeout_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn, Protocol
+
     from cloud.client.cloud import Cloud
     from cloud.pool.feeding import Feed
 
-__all__ = ["IMapIterator", "IMapUnorderedIterator", "Owner", "Raised"]
+    class Owner(Protocol):
+        """A pool, or an executor."""
+
+        def submitted(self) -> None:
+            """An iterable was read to its end."""
+
+
+__all__ = ["IMapIterator", "IMapUnorderedIterator", "Raised"]
 
 _AHEAD: Final = 1 << 16
 _UNFINISHED: Final = (WAITING, QUEUED, PROCESSING)
-
-
-class Owner(Protocol):
-    """A pool, or an executor."""
-
-    def submitted(self) -> None:
-        """An iterable was read to its end."""
 
 
 class Raised:
@@ -43,7 +45,7 @@ class Raised:
         self.error = error
 
 
-class _Iterator(ABC, Iterator[Any]):
+class _Iterator(ABC, Iterator["Any"]):
     """Results of a Feed; also its sink. Several threads may ask for the next."""
 
     def __init__(self, pool: Owner) -> None:

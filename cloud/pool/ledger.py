@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from cloud.pool.forgotten import Forgotten
 from cloud.pool.open_tasks import OpenTasks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Protocol
+
     from cloud.client.cloud import Cloud
 
-__all__ = ["Ledger", "Open"]
+    class Open(Protocol):
+        """A result, or an iterator over results.
 
-_MIN_KEPT: Final = 256
-
-
-class Open(Protocol):
-    """A result, or an iterator over results.
-
-    Attributes:
-        submitted: False while more of its jobs may come.
-    """
-
-    @property
-    def submitted(self) -> bool: ...
-
-    def ready(self) -> bool:
-        """True when all of it has ended."""
-
-    def wait(self) -> None:
-        """Block until all of it has ended.
-
-        Raises:
-            BackendClosed: The pool was terminated.
+        Attributes:
+            submitted: False while more of its jobs may come.
         """
 
-    def secure(self) -> None:
-        """Take what has ended out of the backend, which may close after this."""
+        @property
+        def submitted(self) -> bool: ...
 
-    def cancel(self, cloud: Cloud) -> None:
-        """Kill its jobs, which run among others'."""
+        def ready(self) -> bool:
+            """True when all of it has ended."""
 
-    def give_up(self, error: BaseException) -> None:
-        """The pool has ended: whoever waits for what has not ended gets this error."""
+        def wait(self) -> None:
+            """Block until all of it has ended.
+
+            Raises:
+                BackendClosed: The pool was terminated.
+            """
+
+        def secure(self) -> None:
+            """Take what has ended out of the backend, which may close after this."""
+
+        def cancel(self, cloud: Cloud) -> None:
+            """Kill its jobs, which run among others'."""
+
+        def give_up(self, error: BaseException) -> None:
+            """The pool has ended: whoever waits for what has not ended gets this error."""
+
+
+__all__ = ["Ledger"]
+
+_MIN_KEPT: Final = 256
 
 
 class Ledger:
@@ -50,10 +53,12 @@ class Ledger:
 
     Attributes:
         singles: Single tasks without callbacks.
+        forgotten: Jobs whose small outcomes were taken.
     """
 
     def __init__(self) -> None:
         self.singles = OpenTasks(deletes=True)
+        self.forgotten = Forgotten()
         self._lock = threading.Lock()
         self._others: set[Any] = set()
         self._n_kept = _MIN_KEPT

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from cloud.backends.base import singly
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from cloud.backends.base import Backend
 
 __all__ = ["OpenTasks"]

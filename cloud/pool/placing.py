@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from cloud import current
 from cloud.backends.base import Backend, MapWriter
@@ -17,6 +16,10 @@ from cloud.jobs import JobOptions
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function
 from cloud.serialization.namespace import CopiedNamespace, Namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["OwnWorkers", "Place", "Shared", "shared_place"]
 

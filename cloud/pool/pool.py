@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Self
 
 from cloud import current
 from cloud.backends.base import Backend
@@ -21,6 +20,10 @@ from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
 from cloud.pool.ledger import Ledger
 from cloud.pool.placing import OwnWorkers, Place, shared_place
 from cloud.pool.results import ApplyResult, MapResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
 
 __all__ = ["Pool"]
 
@@ -282,7 +285,7 @@ class Pool:
                 result.secure()
                 if self._place.shared:
                     result.cancel(self._place.cloud)
-            self._place.close()
+            self._close_place()
             error = BackendClosed("the pool was terminated before this task ended")
             for result in results:
                 result.give_up(error)
@@ -307,8 +310,13 @@ class Pool:
                 result.secure()
         self._place.dismiss()
         self._place.wait_for_workers()
-        self._place.close()
+        self._close_place()
         self.callbacks.stop()
+
+    def _close_place(self) -> None:
+        if self._place.shared:
+            self.ledger.forgotten.delete()
+        self._place.close()
 
     def reset(self) -> None:
         """In a forked child: the tasks are the parent's, and so are the threads."""

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from cloud import __version__
+from cloud.backends.ahead import PRELOAD
 from cloud.backends.local import LocalBackend
-from cloud.backends.processes import PRELOAD
 from cloud.backends.requests import Request, Requests
 from cloud.configuration import usable_cores
 from cloud.engine.clock import RealClock

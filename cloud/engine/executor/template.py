@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONTROL_FD = 3
 KEPT_FD = 4
 _CODE = (
-    "import sys; sys.path.insert(0, {root!r}); import cloud; del sys.path[0]; sys.path += {path!r}; "
+    "import gc, sys; gc.disable(); sys.path.insert(0, {root!r}); import cloud; del sys.path[0]; sys.path += {path!r}; "
     "from cloud.engine.worker.template import main; main({fd}, {preload!r})"
 )
 _END_S = 5.0
