@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.interrupts import Handlers
@@ -28,13 +28,11 @@ def template_ahead(*, wanted: bool = True) -> Iterator[TemplateProcess | None]:
         wanted: False for None.
     """
     template = None
-    if wanted and "cloud.engine.engine" not in sys.modules:
-        try:
-            with Handlers():  # one that raised would leave a process behind, or an error that is not the system's
-                template = TemplateProcess(preload_now())
-        except OSError:
-            pass  # what is in the way may be gone when the first job comes; else that one is told
     try:
+        if wanted and "cloud.engine.engine" not in sys.modules:
+            # A handler that raised in the middle would leave a process behind, or an error that is not the system's.
+            with Handlers(), suppress(OSError):  # what is in the way may be gone when the first job starts one
+                template = TemplateProcess(preload_now())
         yield template
     except BaseException:
         if template is not None:

@@ -146,9 +146,8 @@ class Engine(Source):
             UnsupportedOperation: It needs more slots than there are, or is nested too deep.
             BackendClosed: The engine is closed.
         """
-        jid = 0
-        if self._has_intake and environment is None and not self.executor.has_room:
-            jid = self._take_in(function, context, arguments, options, depth)
+        can_wait = self._has_intake and environment is None and not self.executor.has_room
+        jid = self._take_in(function, context, arguments, options, depth) if can_wait else 0
         if not jid:
             with self.changing:
                 self._check(options, depth)
@@ -180,6 +179,7 @@ class Engine(Source):
             with self.changing:
                 self._empty_intake()
                 self.executor.wake()
+                self.waiting.need_helper()
         return jid
 
     def _empty_intake(self) -> None:

@@ -107,8 +107,8 @@ class MapResults(IMapIterator):
 
     def __del__(self) -> None:
         # Not here: this may be called anywhere, with any lock held.
-        for backend, jids in self._submitted():
-            self._work.forgotten.add(backend, jids)
+        forgotten = self._work.forgotten
+        forgotten.extend(self._submitted())
 
 
 def results_of(results: MapResults, timeout: float | None) -> Iterator[Any]:

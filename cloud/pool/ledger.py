@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from cloud.pool.forgotten import Forgotten
 from cloud.pool.open_tasks import OpenTasks
 
 TYPE_CHECKING = False
@@ -53,12 +52,10 @@ class Ledger:
 
     Attributes:
         singles: Single tasks without callbacks.
-        forgotten: Jobs whose small outcomes were taken.
     """
 
     def __init__(self) -> None:
         self.singles = OpenTasks(deletes=True)
-        self.forgotten = Forgotten()
         self._lock = threading.Lock()
         self._others: set[Any] = set()
         self._n_kept = _MIN_KEPT

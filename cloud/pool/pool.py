@@ -285,7 +285,7 @@ class Pool:
                 result.secure()
                 if self._place.shared:
                     result.cancel(self._place.cloud)
-            self._close_place()
+            self._place.close()
             error = BackendClosed("the pool was terminated before this task ended")
             for result in results:
                 result.give_up(error)
@@ -310,13 +310,8 @@ class Pool:
                 result.secure()
         self._place.dismiss()
         self._place.wait_for_workers()
-        self._close_place()
-        self.callbacks.stop()
-
-    def _close_place(self) -> None:
-        if self._place.shared:
-            self.ledger.forgotten.delete()
         self._place.close()
+        self.callbacks.stop()
 
     def reset(self) -> None:
         """In a forked child: the tasks are the parent's, and so are the threads."""

@@ -17,19 +17,15 @@ from cloud.client.results import decode
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE, Jids
 from cloud.pool.errors import original_error, timeout_error
-from cloud.serialization.shared import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
 
     from cloud.client.cloud import Cloud
     from cloud.pool.pool import Pool
 
 __all__ = ["ApplyResult", "MapResult"]
-
-_SMALL_BYTES: Final = 4096
-"""Outcomes up to this size may stay in the backend for a while after they were taken."""
 
 
 class ApplyResult:
@@ -118,13 +114,9 @@ class ApplyResult:
         if self._segments is None:
             backend, jids = self._backend, self._jids
             assert backend is not None
-            self._segments = segments = backend.outcomes(jids)
-            if len(jids) == 1 and segments and size_of(segments[0][3]) <= _SMALL_BYTES:
-                self._pool.ledger.forgotten.add(backend, jids)
-                self._pool.ledger.forgotten.delete_many()
-            else:
-                with suppress(JobNotFound):  # the user deleted it
-                    backend.delete(jids)
+            self._segments = backend.outcomes(jids)
+            with suppress(JobNotFound):  # the user deleted it
+                backend.delete(jids)
         return self._segments
 
     def _finish(self) -> None:

@@ -77,7 +77,7 @@ class ProcessExecutor(Executor):
         output_limit_bytes: How much of the end of each output stream is kept.
         grace_s: Seconds between the exception that kills a job and the end of its processes.
         max_transmit_bytes: Larger results are errors; 0 means no limit.
-        preload: Modules that the template imports once it is idle, for workers forked from then on.
+        preload: Modules that the template imports when a processor is to spare, for workers forked from then on.
         template: One that was started before, and is this executor's from now on; else the first job starts one.
     """
 
@@ -476,7 +476,9 @@ class ProcessExecutor(Executor):
             status = template.close()
             if template is self._template:
                 self._template = None
+            starts = self._failed_starts
             for worker in [each for each in self._workers.values() if each.template is template]:
+                self._failed_starts = dict(starts)  # however many it was to start: one thing failed
                 worker.template = None
                 kill_orphan(worker.pid)
                 # If it ended by itself it cannot start workers here, and the next one could not either.

@@ -25,7 +25,7 @@ class ServerTemplate(TemplateProcess):
     Args:
         setup: What its workers are.
         version: Of its interpreter ('3.12').
-        preload: Modules that it imports once it is idle, for workers forked from then on.
+        preload: Modules that it imports when a processor is to spare, for workers forked from then on.
 
     Raises:
         CloudException: There is no interpreter of that version.

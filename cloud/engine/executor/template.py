@@ -109,7 +109,9 @@ class TemplateProcess:
             messages.append(MESSAGE.unpack(message))
 
     def end(self) -> None:
-        """Let it end everything it started, and wait for that. Bounded."""
+        """Let it end everything it started, and wait for that. Bounded, and idempotent."""
+        if self._socket.fileno() < 0:
+            return
         self._socket.close()
         try:
             if not self._ended_within(_END_S):

@@ -156,7 +156,10 @@ class Surroundings:
         self.path = path
         if sys.path != path:
             sys.path[:] = path
-            # As importlib.invalidate_caches, which first loads half of importlib (Python 3.12: importlib.metadata).
+            # What importlib.invalidate_caches does for these; since Python 3.12 it first loads importlib.metadata.
+            for finder in sys.path_importer_cache.values():
+                if finder is not None and hasattr(finder, "invalidate_caches"):
+                    finder.invalidate_caches()
             sys.path_importer_cache.clear()
         self._environ = environ
         self._restore_environ()

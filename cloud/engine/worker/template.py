@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _IDLE_MS: Final = 30
-_MAX_IDLE_MS: Final = 1000
+_MAX_IDLE_MS: Final = 10_000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -59,7 +59,7 @@ class Template:
 
     Args:
         control: Socket to the engine.
-        preload: Modules to import once idle after the first worker, for those forked from then on.
+        preload: Modules to import after the first worker, when a processor is to spare, for those forked from then on.
         inherited: What its workers have from the program, if this process was forked from that.
         kept_fd: A descriptor that tells others, by staying open, that there may be workers; -1 for none.
     """
@@ -102,8 +102,9 @@ class Template:
             # Not before the first worker: the program may be about to ask for it.
             ready = dict(poll.poll(pause_ms if self._has_forked and not loaded else None))
             if not ready:
-                pause_ms = min(2 * pause_ms, _MAX_IDLE_MS)
-                if loaded := _is_quiet():
+                pause_ms *= 2
+                # A machine that is busy for long may always be.
+                if loaded := _is_quiet() or pause_ms > _MAX_IDLE_MS:
                     self._load()
             if self._woken in ready:
                 os.read(self._woken, 4096)
