@@ -214,6 +214,31 @@ def test_deleted_jobs_stay_deleted(store: SqliteStore, opened: Callable[..., Sql
     assert list(store.batches()) == []
 
 
+def test_what_is_deleted_while_it_is_looked_up_is_not_taken_for_damaged(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = call(store), call(store)
+    end(store, one)
+    end(store, other)
+    sure(store)
+    [(found, _)] = store._reader.finished("WHERE b.id = ?", (other.key,))
+    add_segments = store._reader.add_segments
+
+    def delete_first(batches: dict[int, Batch]) -> None:
+        store.delete(one, 0, 1)
+        sure(store)
+        add_segments(batches)
+
+    monkeypatch.setattr(store._reader, "add_segments", delete_first)
+    [(seen, _)] = store._reader.finished("WHERE b.id = ?", (one.key,))
+    assert seen.finished
+    assert n_rows(store, "batch") == 1
+    store.delete(other, 0, 1)
+    sure(store)
+    with pytest.raises(JobNotFound):
+        loaded(found.segments[0][2])
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

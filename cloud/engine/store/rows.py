@@ -9,7 +9,8 @@ import json
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b, sha256
 
 from cloud.engine.store.base import Batch, Chunk, Stored
@@ -17,7 +18,7 @@ from cloud.engine.store.blobs import BlobFolder
 from cloud.engine.store.journal import Transaction
 from cloud.engine.store.schema import ATTEMPT, BEGUN, DELETED, explained, open_reader
 from cloud.environment import Environment
-from cloud.errors import BackendError
+from cloud.errors import BackendError, CloudException, JobNotFound
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_payload
@@ -281,7 +282,7 @@ class Reader:
     def __init__(self, path: str, blobs: BlobFolder) -> None:
         self._path = path
         self._blobs = blobs
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection = open_reader(path)
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
@@ -296,6 +297,16 @@ class Reader:
             except sqlite3.Error as exc:
                 raise explained(exc, self._path) from exc
 
+    @contextmanager
+    def _moment(self) -> Iterator[None]:
+        """All that is read meanwhile is as it was at one moment: a batch may be deleted between two queries."""
+        with self._lock:
+            self.rows("BEGIN")
+            try:
+                yield
+            finally:
+                self.rows("COMMIT")
+
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
@@ -308,6 +319,7 @@ class Reader:
 
         Raises:
             BackendError: They are damaged or gone; it names the job.
+            JobNotFound: The job was deleted.
         """
         columns = "batch, start, n, kind, digest, sha, body"
         sql = f"SELECT {columns} FROM {table} WHERE batch = ? AND start = ?"  # noqa: S608 - the table's name is ours
@@ -333,8 +345,10 @@ class Reader:
         sha, body = found[0]
         return bytes(body) if sha is None else self._blobs.read(sha, n_bytes)
 
-    def _damage(self, batch: int, start: int, what: str) -> BackendError:
+    def _damage(self, batch: int, start: int, what: str) -> CloudException:
         jid0 = self.rows("SELECT jid0 FROM batch WHERE id = ?", (batch,))
+        if not jid0:
+            return JobNotFound("Does not exist or was purged from cache")  # deleted since it was looked up
         job = f"job {jid0[0][0] + start}" if jid0 and jid0[0][0] is not None else f"item {start} of map {batch}"
         return BackendError(
             f"What is stored of {job} cannot be trusted: {what}", hint="Restore the data folder from a backup."
@@ -360,9 +374,10 @@ class Reader:
             where: What follows the query's FROM clause; ``b`` is the batch.
             values: Its parameters.
         """
-        batches = {row[0]: self.batch(row, None) for row in self.rows(f"{_BATCH} {where}", values)}
-        self.add_segments(batches)
-        deleted = self.add_marks(batches)
+        with self._moment():
+            batches = {row[0]: self.batch(row, None) for row in self.rows(f"{_BATCH} {where}", values)}
+            self.add_segments(batches)
+            deleted = self.add_marks(batches)
         for batch in batches.values():
             if batch.n_final != batch.n:
                 raise self._damage(batch.key, 0, f"{batch.n - batch.n_final} of its outcomes are gone")
