@@ -17,7 +17,7 @@ cloudpickle's work; it is imported when first needed, since that takes 30 ms.
 
 from __future__ import annotations
 
-import _pickle as pickle  # its half in Python adds little, and 4 ms to the time to the first result, twice
+import _pickle as pickle  # its half in Python adds little, and 3 ms to the time to the first result, twice
 import io
 import marshal
 import sys

@@ -336,7 +336,6 @@ def test_random_programs_end_alike_everywhere(tmp_path: Path, closed_after: None
                 stateful_step_count=20,
                 # Shrinking what starts servers would take longer than reading it.
                 phases=(Phase.explicit, Phase.reuse, Phase.generate),
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,
             ),
@@ -347,7 +346,7 @@ def test_random_programs_end_alike_everywhere(tmp_path: Path, closed_after: None
     jobs=st.lists(st.tuples(st.integers(-3, 12), st.integers(1, 4)), min_size=1, max_size=8),
     killed=st.sets(st.integers(0, 7)),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 def test_priorities_decide_the_order_of_random_programs(
     tmp_path_factory: Any, configure: Any, closed_after: None, jobs: list[tuple[int, int]], killed: set[int]
 ) -> None:

@@ -251,7 +251,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 # --- the record that stores keep --------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_it_ends_as_with_multiprocessing(name: str, ours: Pool, theirs: Any) -> 
 
 
 ITEMS = st.lists(st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers())), max_size=40)
-BRIEF = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BRIEF = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(items=ITEMS, chunksize=st.one_of(st.none(), st.integers(1, 50)), lazily=st.booleans())

@@ -72,7 +72,7 @@ def told(store: SqliteStore) -> Exception | None:
 # --- the process dies -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(random=st.randoms(use_true_random=False), n_steps=st.integers(1, 40))
 def test_what_was_told_is_found_again(random: Random, n_steps: int) -> None:
     """After a crash, for which a copy of the files stands, and after an orderly end."""

@@ -23,7 +23,7 @@ from cloud.server import audit
 from cloud.server.audit import AuditLog, records, verify
 from tests.scripts import program_environment
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class TestCredentials:
             door.check(header, HERE)
         assert len(str(caught.value)) < 200
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(header=st.one_of(st.text(), st.text().map("Bearer {}".format), st.binary().map(str)), address=st.text())
     def test_no_header_is_an_unexpected_error(self, door: Authenticator, header: str, address: str) -> None:
         assert door.quick(header) is None

@@ -23,7 +23,7 @@ from cloud.errors import BackendError, CloudException, PayloadTooLarge, StoredFi
 from tests.server.running import ROOT, RunningServer
 from tests.unit.test_files import NAMES
 
-FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LARGE_BYTES = int(os.environ.get("CLOUD_TEST_LARGE_BYTES", str(160 << 20)))
 """2 GB and more where there is time: memory must not tell the difference."""
 

@@ -96,7 +96,6 @@ def test_schemathesis_finds_nothing(server: RunningServer) -> None:
 
     @settings(
         max_examples=12,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.explicit, Phase.generate],

@@ -349,7 +349,7 @@ def test_users_and_keys_of_another_workgroup_do_not_exist(neighbours: Neighbours
             assert mine[0] == 404
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True)
+@settings(max_examples=60, suppress_health_check=[*HealthCheck], derandomize=True)
 @given(data=st.data())
 def test_whatever_b_does_a_keeps_what_it_has(neighbours: Neighbours, data: st.DataObject) -> None:
     op, asked, never, blobs = data.draw(st.sampled_from(pairs_of(neighbours)))

@@ -109,7 +109,7 @@ def test_what_is_no_request_is_refused(server: RunningServer, data: bytes, wante
     text_of(server, reply)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True)
+@settings(max_examples=150, suppress_health_check=[*HealthCheck], derandomize=True)
 @given(cut=st.integers(0, 200), junk=st.binary(min_size=1, max_size=40))
 def test_junk_anywhere_breaks_nothing(server: RunningServer, head: str, cut: int, junk: bytes) -> None:
     data = f"{head}{LENGTH}\r\n{BODY}".encode()
@@ -345,7 +345,7 @@ WILD = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True)
+@settings(max_examples=300, suppress_health_check=[*HealthCheck], derandomize=True)
 @given(data=st.data(), op=st.sampled_from(sorted(TABLE)))
 def test_no_content_breaks_an_operation(server: RunningServer, data: st.DataObject, op: str) -> None:
     content, blobs = example(TABLE[op])

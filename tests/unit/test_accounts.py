@@ -25,7 +25,7 @@ from cloud.errors import AccountError, BackendError
 from cloud.resources import accounts, keys
 from cloud.resources.accounts import AccountSession, AccountStore, Principal, Role
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 CHEAP = (16, 8, 1)
 REAL = accounts._PASSWORD_COST

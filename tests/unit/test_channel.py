@@ -112,7 +112,7 @@ def test_frames_come_whole_and_in_order_however_they_are_cut(
         assert found == frames
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from((0, 1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE)), min_size=1, max_size=4),
     st.lists(st.integers(1, 300_000), min_size=1, max_size=5),
@@ -184,7 +184,7 @@ def test_what_the_socket_does_not_take_is_kept_and_sent_later() -> None:
         assert sender.send_rest()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(KINDS, st.integers(0, 400_000)), min_size=1, max_size=6))
 def test_both_ends_agree(shapes: list[tuple[int, int]]) -> None:
     frames = [(kind, os.urandom(size)) for kind, size in shapes]

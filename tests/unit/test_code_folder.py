@@ -443,7 +443,7 @@ part = st.one_of(
 paths = st.one_of(st.lists(part, min_size=1, max_size=5).map("/".join), st.text(max_size=30))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(paths, st.sampled_from([b"", b"x", b"yy"]), min_size=1, max_size=4))
 def test_whatever_the_paths_nothing_outside_is_touched(place: Path, content: Content) -> None:
     folder = CodeFolder(str(place))

@@ -560,7 +560,7 @@ def _values(name: str) -> st.SearchStrategy[Any]:
     return special.get(name, kinds[SETTINGS[name].kind])
 
 
-@examples(max_examples=50, deadline=None)
+@examples(max_examples=50)
 @given(changes=st.fixed_dictionaries({}, optional={name: _values(name) for name in NAMES}))
 def test_the_file_round_trips(changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("round")
@@ -574,7 +574,6 @@ def test_the_file_round_trips(changes: dict[str, Any], tmp_path_factory: pytest.
         assert load_settings() == config.settings
 
 
-@examples(deadline=None)
 @given(
     name=st.sampled_from(NAMES), value=st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
 )

@@ -30,7 +30,7 @@ from cloud.errors import BackendError, StoredFileCorrupt, StoredFileNotFound
 from cloud.resources import Database, blobs
 from cloud.resources.files import FileStore
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
 
@@ -1067,7 +1067,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestStoreMachine.settings = settings(max_examples=15, stateful_step_count=20)
 
 
 class TestFace:

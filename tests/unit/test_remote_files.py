@@ -34,7 +34,7 @@ from cloud.server import beside as served
 from tests.unit.beside import Beside
 from tests.unit.test_files import HOSTILE_NAMES, NAMES, at_step, in_child
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PIECE = 128
 
 

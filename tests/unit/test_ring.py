@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused_whole(pair: Pair) -> None:
     assert pair.reader.take() == [(ch.OUTCOME, b"room again")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, RING_BYTES // 3), st.booleans()), max_size=40))
 def test_frames_of_any_size_come_whole_and_in_order(steps: list[tuple[int, bool]]) -> None:
     pair = Pair()

@@ -341,7 +341,7 @@ CHANGES = [
 HOURLY = ("30 * * * *", [{30}, set(range(24)), set(range(1, 32)), set(range(1, 13)), set(range(7))], (True, True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(specs(), st.sampled_from(CHANGES), st.lists(st.integers(-30 * 3600, 30 * 3600), min_size=1, max_size=5))
 @example(HOURLY, CHANGES[2], [0])
 @example(HOURLY, CHANGES[9], [0])
@@ -373,7 +373,7 @@ def test_slots_equal_the_oracles(
     st.sampled_from(CHANGES),
     st.integers(-(10**7), 10**7).map(lambda seconds: timedelta(seconds=seconds)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_next_and_previous_are_inverse(
     spec: tuple[str, list[set[int]], tuple[bool, bool]], change: tuple[str, datetime], away: timedelta
 ) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count, repeat
 
+from cloud.errors import JobNotFound
 from cloud.jobs import QUEUED, Jids, JobOptions
 from cloud.serialization.functions import Function
 
@@ -350,6 +351,11 @@ def loaded(content: Any) -> bytes:
     return content.load() if isinstance(content, Stored) else content
 
 
+def not_found(jid: int | None = None) -> JobNotFound:
+    """The error for a job that is unknown, or was deleted."""
+    return JobNotFound("Does not exist or was purged from cache", jid=jid)
+
+
 class Store(ABC):
     """Keeps batches. The embedded engine's is memory; a server's is a database.
 
@@ -474,4 +480,4 @@ class Store(ABC):
         return
 
 
-__all__ = ["Batch", "Chunk", "Store", "Stored", "Watch", "Watches", "loaded"]
+__all__ = ["Batch", "Chunk", "Store", "Stored", "Watch", "Watches", "loaded", "not_found"]

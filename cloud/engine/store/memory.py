@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from cloud.engine.store.base import Batch, Store
-from cloud.errors import JobNotFound
+from cloud.engine.store.base import Batch, Store, not_found
 from cloud.jobs import DONE, STATUS_LABELS, Jids
 
 
@@ -56,7 +55,7 @@ class MemoryStore(Store):
             index = jid - batch.jid0
             if index < batch.n and not self.forgotten(batch, index):
                 return batch, index
-        raise JobNotFound("Does not exist or was purged from cache", jid=jid)
+        raise not_found(jid)
 
     def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
         if type(jids) is range and jids.step == 1:

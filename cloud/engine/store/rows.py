@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b, sha256
 
-from cloud.engine.store.base import Batch, Chunk, Stored
+from cloud.engine.store.base import Batch, Chunk, Stored, not_found
 from cloud.engine.store.blobs import BlobFolder
 from cloud.engine.store.journal import Transaction
 from cloud.engine.store.schema import ATTEMPT, BEGUN, DELETED, explained, open_reader
 from cloud.environment import Environment
-from cloud.errors import BackendError, CloudException, JobNotFound
+from cloud.errors import BackendError, CloudException
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.plain import plain_payload
@@ -348,8 +348,8 @@ class Reader:
     def _damage(self, batch: int, start: int, what: str) -> CloudException:
         jid0 = self.rows("SELECT jid0 FROM batch WHERE id = ?", (batch,))
         if not jid0:
-            return JobNotFound("Does not exist or was purged from cache")  # deleted since it was looked up
-        job = f"job {jid0[0][0] + start}" if jid0 and jid0[0][0] is not None else f"item {start} of map {batch}"
+            return not_found()  # deleted since it was looked up
+        job = f"job {jid0[0][0] + start}" if jid0[0][0] is not None else f"item {start} of map {batch}"
         return BackendError(
             f"What is stored of {job} cannot be trusted: {what}", hint="Restore the data folder from a backup."
         )

@@ -22,7 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cloud.engine.store.base import Batch, Chunk, Store
+from cloud.engine.store.base import Batch, Chunk, Store, not_found
 from cloud.engine.store.blobs import BlobFolder
 from cloud.engine.store.held import Held, HeldBatches
 from cloud.engine.store.journal import Change, Journal, Transaction
@@ -40,7 +40,6 @@ from cloud.engine.store.rows import (
     write_part,
 )
 from cloud.engine.store.tally import Tally
-from cloud.errors import JobNotFound
 from cloud.jobs import QUEUED, Jids
 from cloud.serialization.plain import plain_chunk, plain_outcome, plain_payload
 
@@ -227,7 +226,7 @@ class SqliteStore(Store):
             batch, index = held.batch, self._index(held, jid)
             stop = min(batch.n, index + end - jid)
             if held.deleted is not None and (at := held.deleted.find(1, index, stop)) >= 0:
-                raise _not_found(batch.jid0 + at)
+                raise not_found(batch.jid0 + at)
             yield batch, index, stop
             jid += stop - index
 
@@ -475,7 +474,7 @@ class SqliteStore(Store):
     def _find(self, jid: int) -> Held:
         held = self._held.at(jid) or self._load(jid)
         if held is None:
-            raise _not_found(jid)
+            raise not_found(jid)
         return held
 
     def _load(self, jid: int) -> Held | None:
@@ -505,7 +504,7 @@ class SqliteStore(Store):
     def _index(self, held: Held, jid: int) -> int:
         index = jid - held.batch.jid0
         if held.deleted is not None and held.deleted[index]:
-            raise _not_found(jid)
+            raise not_found(jid)
         return index
 
     def _note_deleted(self, key: int, deleted: bytearray | None) -> None:
@@ -521,10 +520,6 @@ def _release(parts: list[Part] | tuple[()]) -> None:
 
 def _is_large(payload: Any) -> bool:
     return len(payload) > LARGE_BYTES or type(payload) is not bytes
-
-
-def _not_found(jid: int) -> JobNotFound:
-    return JobNotFound("Does not exist or was purged from cache", jid=jid)
 
 
 def _start(segment: tuple[int, int, Any]) -> int:
