@@ -304,7 +304,7 @@ class TestExec:
         finish(process, signal.SIGINT)
 
     def test_ctrl_c_kills_the_job(self, in_a_folder: Path) -> None:
-        process = start("exec", "--", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo $$; sleep 100 & wait")
+        process = start("exec", "--", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo $$; while :; do sleep 0.05; done")
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         out, err = finish(process, signal.SIGINT)
