@@ -7,19 +7,18 @@ handlers are held back the first only leaves a note; they run, and may raise, wh
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
+
+from cloud.engine.signals import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-# signal's own functions look enum members up, which costs more than everything else here.
-_signal: Any = sys.modules["_signal"]
-_get_handler: Final = _signal.getsignal
-_set_handler: Final = _signal.signal
+_get_handler: Final = signal.getsignal
+_set_handler: Final = signal.signal
 
 _NAMES: Final = (
     "SIGINT SIGTERM SIGALRM SIGUSR1 SIGUSR2 SIGHUP SIGQUIT SIGVTALRM SIGPROF SIGCHLD SIGCONT SIGTSTP SIGWINCH SIGIO"

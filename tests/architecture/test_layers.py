@@ -31,7 +31,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 WORDS = (*FLOORS[0], *FLOORS[1])
 
-CHANNEL = ("cloud.engine.channel", "cloud.engine.stream", "cloud.engine.ring", "cloud.engine.descriptors")
+CHANNEL = (
+    "cloud.engine.channel",
+    "cloud.engine.stream",
+    "cloud.engine.ring",
+    "cloud.engine.descriptors",
+    "cloud.engine.signals",
+)
 
 # Within a floor: what a room may import besides itself and the words.
 ALSO: dict[str, tuple[str, ...]] = {
@@ -39,6 +45,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "cloud.engine.clock": (),
     "cloud.engine.channel": (),
     "cloud.engine.descriptors": (),
+    "cloud.engine.signals": (),
     "cloud.engine.stream": ("cloud.engine.channel", "cloud.engine.descriptors"),
     "cloud.engine.ring": ("cloud.engine.channel",),
     "cloud.engine.store": ("cloud.engine.clock",),

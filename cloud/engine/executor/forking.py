@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import NoReturn
 
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.template import TemplateProcess
+from cloud.engine.signals import signal
 from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.template import Template
 

@@ -6,7 +6,6 @@ The same processes, template and messages as ``processes``; used by ``backends.p
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import Any, Final
 
@@ -15,10 +14,11 @@ from cloud.engine.executor.forking import ForkedTemplate
 from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle
+from cloud.engine.signals import signal
 from cloud.engine.worker.pooled import Inherited
 from cloud.environment import Environment
 
-_SIGKILL: Final = signal.SIGKILL.value
+_SIGKILL: Final = signal.SIGKILL
 _LEAVE_S: Final = 5.0
 """How long a worker may take to end: its queues hand over what they hold, its children are waited for."""
 

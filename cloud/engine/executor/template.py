@@ -5,11 +5,11 @@ from __future__ import annotations
 import _socket as socket
 import os
 import select
-import signal
 import sys
 import time
 
 from cloud.engine.descriptors import full, off_stdio
+from cloud.engine.signals import signal
 from cloud.engine.stream import send_with
 from cloud.engine.worker.protocol import MESSAGE
 
@@ -147,7 +147,7 @@ class TemplateProcess:
         try:
             return os.waitpid(self._pid, 0)[1]
         except ChildProcessError:
-            return signal.SIGKILL.value  # somebody else in the program waited for it
+            return int(signal.SIGKILL)  # somebody else in the program waited for it
 
     def abandon(self) -> None:
         """In a forked child of the program: it is not ours."""

@@ -6,8 +6,9 @@ A job sees those of its submission. What it changes is put back before the next 
 from __future__ import annotations
 
 import os
-import signal
 import sys
+
+from cloud.engine.signals import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,7 +119,11 @@ class Surroundings:
             setattr(os, name, wrapper)
             setattr(sys.modules[os.name], name, wrapper)
         for name in ("pthread_sigmask", "alarm", "setitimer"):
-            setattr(signal, name, noting(getattr(signal, name)))
+            function = getattr(signal, name)
+            wrapper = noting(function)
+            setattr(signal, name, wrapper)
+            if getattr(sys.modules.get("signal"), name, None) is function:
+                setattr(sys.modules["signal"], name, wrapper)  # else it calls what stands here
         set_handler = signal.signal
 
         def noting_signal(signalnum: Any, handler: Any) -> Any:
