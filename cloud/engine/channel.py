@@ -15,6 +15,7 @@ The page carries what cannot wait for the other side to read its socket:
     SEEN     engine → worker   how many outcomes came over the socket, while somebody looks into the ring regularly
     WRITTEN  worker → engine   bytes put into the ring so far
     READ     engine → worker   bytes taken out of it
+    HOLD     engine → worker   how long it may hold outcomes (ns)
 
 Each item a worker is given has a *position*: it counts the items given to that worker, and never repeats.
 """
@@ -97,10 +98,14 @@ HELD: Final = 6
 SEEN: Final = 7
 WRITTEN: Final = 8
 READ: Final = 9
+HOLD: Final = 10
 PAGE_BYTES: Final = 4096
 NO_LIMIT: Final = (1 << 62) - 1
 LIMIT_TOP: Final = 8 * LIMIT + (7 if sys.byteorder == "little" else 0)
 """The byte of the page that is 0 while a limit is set: reading a byte takes half the time of reading a slot."""
+
+HOLD_NS: Final = 2_000_000
+"""How long a worker holds an outcome for those of its next items, unless it is told otherwise."""
 
 CAPTURE_START: Final = 1
 """Where a capture file's output begins: no other file that a job may put in its place has its end there by chance."""
@@ -178,6 +183,7 @@ class Page:
             self.slots[CURRENT] = self.slots[SEEN] = NO_LIMIT
             self.slots[OUT] = self.slots[ERR] = CAPTURE_START
             self.slots[LIMIT] = self.slots[KILL] = NO_LIMIT + 1
+            self.slots[HOLD] = HOLD_NS
 
     def close(self) -> None:
         """Unmap. Idempotent."""

@@ -27,7 +27,7 @@ from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.intake import Intake
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
-from cloud.engine.store.base import Batch, Chunk, Store, Watch, Watches, loaded
+from cloud.engine.store.base import Batch, Chunk, Store, Watch, loaded
 from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
@@ -113,9 +113,10 @@ class Engine(Source):
 
     @property
     def store(self) -> Store:
-        """Where jobs are kept, all that were submitted."""
+        """Where jobs are kept: all that were submitted, and what can be known of them by now."""
         if self._intake:
             self._empty_intake()
+        self.executor.look()
         return self._store
 
     @property
@@ -439,10 +440,9 @@ class Engine(Source):
             watch.notify(batch, low, high - low)
 
     def _watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> Watch:
-        if batch.watches is None:
-            batch.watches = Watches()
-        watch = Watch(start, stop, notify)
-        batch.watches.add(watch)
+        watch = batch.watch(start, stop, notify)
+        if self.executor.patient:
+            self.executor.interrupt()  # whoever polls knew of nobody who is to be told at once
         return watch
 
     def _retry(self, batch: Batch, index: int) -> bool:
@@ -538,7 +538,7 @@ class Engine(Source):
         if stop_on_error:
             self._drive_to_failure(wait, deadline)
         else:
-            self.waiting.drive(wait.done, deadline)
+            self.waiting.drive(wait.done, deadline, patient=self.durable is None)
         with self.lock:
             return None if wait.failed else wait.unfinished()
 
@@ -564,7 +564,7 @@ class Engine(Source):
                 # One may have failed since the last look, when nobody kept a list of failures.
                 if wait.has_failed():
                     return
-            self.waiting.drive(wait.done, deadline)
+            self.waiting.drive(wait.done, deadline, patient=self.durable is None)
         finally:
             if wait.failures is not None:
                 with self.changing:

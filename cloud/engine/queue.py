@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from cloud.engine.executor.base import Executor, Task
+from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.store.base import Batch
 from cloud.jobs import DEFAULT_OPTIONS
 
@@ -122,7 +122,7 @@ class Queue:
                     self._drop_first(lane, queue)
                 else:
                     if batch is not shared:
-                        shared, share = batch, self._share(batch, mean_s)
+                        shared, share = batch, self._share(batch, mean_s, free_slots if idle else 0)
                     room = max(1, int((room_s - spent_s) / mean_s))
                     stop = min(stop, _end_of_chunk(batch, start), start + min(room, share))
                     share -= stop - start
@@ -158,10 +158,15 @@ class Queue:
                 self._drop_first(lane, queue)
         return None
 
-    def _share(self, batch: Batch, mean_s: float) -> int:
-        """How many items of a map one worker is given at most: all of a short one, less towards the end of others."""
-        left = batch.n_free
-        return left if mean_s * left < _LONG_S / 8 else max(1, left // (2 * self._executor.n_slots))
+    def _share(self, batch: Batch, mean_s: float, n_idle: int) -> int:
+        """How many items of a map one worker is given at most, so that all have done theirs at the same time."""
+        left, n_slots = batch.n_free, self._executor.n_slots
+        left_s = mean_s * left
+        if left_s < _LONG_S / 8:
+            return left
+        if left_s < AHEAD_S * n_slots:
+            return -(-left // (n_idle or n_slots))  # all of it would be sent ahead anyway
+        return max(1, left // (2 * n_slots))
 
 
 def _end_of_chunk(batch: Batch, index: int) -> int:

@@ -119,8 +119,13 @@ class Waiting:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def drive(self, done: Callable[[], bool], deadline: float | None, *, patient: bool = False) -> bool:
         """Block until ``done()`` or the deadline; poll meanwhile if nobody else does.
+
+        Args:
+            done: Tells whether what is waited for is there.
+            deadline: A moment of the clock; None for none.
+            patient: It comes with the last of many jobs, and failures count at once.
 
         Returns:
             What ``done()`` said last.
@@ -137,12 +142,12 @@ class Waiting:
             # A signal handler waits, amid a look or a submission of ours; whoever polls needs the lock.
             held = self._lock._release_save()
             try:
-                return self._drive(done, deadline)
+                return self._drive(done, deadline, patient=patient)
             finally:
                 self._lock._acquire_restore(held)
-        return self._drive(done, deadline)
+        return self._drive(done, deadline, patient=patient)
 
-    def _drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _drive(self, done: Callable[[], bool], deadline: float | None, *, patient: bool) -> bool:
         while not done():
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")
@@ -152,12 +157,12 @@ class Waiting:
             # run at the end of the block, and end it soon.
             with self.handlers:
                 if self._lead_lock.acquire(blocking=False):
-                    self._lead(done, deadline)
+                    self._lead(done, deadline, patient=patient)
                 elif self._helping:
                     self._give_way = True
                     self._executor.interrupt()
                     if self._lead_lock.acquire(timeout=0.05):
-                        self._lead(done, deadline)
+                        self._lead(done, deadline, patient=patient)
                 else:
                     self._follow(done, deadline)
         return True
@@ -180,13 +185,13 @@ class Waiting:
         if self._lead_lock.locked():
             self._executor.interrupt()
 
-    def _lead(self, done: Callable[[], bool], deadline: float | None) -> None:
+    def _lead(self, done: Callable[[], bool], deadline: float | None, *, patient: bool) -> None:
         handlers = self.handlers
         self._n_leads += 1
         try:
             handlers.wake_by(self._executor.interrupt)
             self._look_first()
-            while not (done() or self.closed or handlers.waiting) and self._step(deadline):
+            while not (done() or self.closed or handlers.waiting) and self._step(deadline, patient=patient):
                 pass
         finally:
             handlers.wake_by(None)
@@ -197,7 +202,7 @@ class Waiting:
         if self._executor.has_news:
             self._executor.poll(0.0, may_jump=False)
 
-    def _step(self, deadline: float | None) -> bool:
+    def _step(self, deadline: float | None, *, patient: bool = False) -> bool:
         """Poll once, at most until the deadline; False when that has passed."""
         now = self._clock.monotonic()
         if deadline is not None and now >= deadline:
@@ -207,7 +212,8 @@ class Waiting:
             with self._lock:
                 moments = [follower.deadline for follower in self._followers] + [self.next_timer(), deadline]
             until = min((moment for moment in moments if moment is not None), default=None)
-        self._executor.poll(None if until is None else max(0.0, until - now), may_jump=not self._helping)
+        timeout_s = None if until is None else max(0.0, until - now)
+        self._executor.poll(timeout_s, may_jump=not self._helping, patient=patient and not self._followers)
         if self._timers or self._followers:
             with self._lock:
                 self.run_timers()
@@ -230,6 +236,8 @@ class Waiting:
         follower = _Follower(done, deadline)
         with self._lock:
             self._followers.append(follower)
+            if self._executor.patient:
+                self._executor.interrupt()
         try:
             self.handlers.wake_by(follower.wake)
             # A leader that left before we stood in the list saw nobody to hand the lead to, and one that ended our

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from cloud.errors import CloudTimeoutError, JobFailed, JobKilled
 from tests import sample_functions as sample
-from tests.contract.conftest import beginning
+from tests.contract.conftest import CHILDREN_ONLY, beginning
 from tests.contract.jobs import Gate, eventually
 from tests.scripts import ScriptRunner
 
@@ -377,3 +378,91 @@ def test_ctrl_c_interrupts_the_wait_and_leaves_the_jobs(run_script: ScriptRunner
         )
     )
     assert run_script(program, timeout=30).stdout == "interrupted processing\n" * 4 + "went on\n"
+
+
+# --- one that waits for all of a map is patient; nobody else has to be ------------------------------------------------
+
+
+def _ends(n: int) -> float:
+    """Works for a millisecond; the moment at which it ended."""
+    until = time.perf_counter() + 0.001
+    while time.perf_counter() < until:
+        pass
+    return time.monotonic()
+
+
+@pytest.fixture
+def waiter(api: ModuleType) -> Iterator[Callable[[range], Future[Any]]]:
+    """Starts a thread that waits for all jobs of a map, and gives its result."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda jids: pool.submit(api.result, jids)
+
+
+@CHILDREN_ONLY
+def test_who_asks_sees_what_has_ended_while_another_waits_for_all(
+    api: ModuleType, waiter: Callable[[range], Future[Any]]
+) -> None:
+    api.result(api.map(_ends, range(20)))
+    jids = api.map(_ends, range(1000))
+    waiting = waiter(jids)
+    seen = []
+    while not waiting.done():
+        asked = time.monotonic()
+        seen.append((asked, sum(status == "done" for status in api.status(jids))))
+        waiting_for = time.monotonic() + 0.023  # no multiple of anything
+        while time.monotonic() < waiting_for and not waiting.done():
+            time.sleep(0.001)
+    ends = waiting.result(60)
+    missing = sorted(sum(end < asked - 0.012 for end in ends) - n_done for asked, n_done in seen)
+    assert len(missing) > 5
+    # More than half the time: the machine may be busy with something else.
+    assert missing[len(missing) // 2] <= 0
+
+
+@CHILDREN_ONLY
+def test_one_job_of_a_map_is_had_at_once_while_another_waits_for_all(
+    api: ModuleType, waiter: Callable[[range], Future[Any]]
+) -> None:
+    api.result(api.map(_ends, range(20)))
+    jids = api.map(_ends, range(1500))
+    waiting = waiter(jids)
+    late_s = []
+    while not waiting.done():
+        time.sleep(0.05)  # until the other one is patient again
+        n_done = sum(status == "done" for status in api.status(jids))
+        if n_done < len(jids) - 100:
+            end = api.result(jids[n_done + 4])
+            late_s.append(time.monotonic() - end)
+    waiting.result(60)
+    assert len(late_s) > 3
+    assert sorted(late_s)[len(late_s) // 2] < 0.011
+
+
+@CHILDREN_ONLY
+def test_callbacks_are_called_at_once_while_another_waits_for_all(
+    api: ModuleType, waiter: Callable[[range], Future[Any]]
+) -> None:
+    api.result(api.map(_ends, range(20)))
+    called: list[float] = []
+    jids = api.map(_ends, range(600), _callback=lambda jid: called.append(time.monotonic()))
+    ends = waiter(jids).result(60)
+    assert eventually(lambda: len(called) == len(jids))
+    assert sorted(moment - end for moment, end in zip(sorted(called), sorted(ends), strict=True))[150] < 0.02
+
+
+@CHILDREN_ONLY
+def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
+    def one_fails(n: int) -> float:
+        if n == 300:
+            raise ValueError(str(time.monotonic()))
+        return _ends(n)
+
+    late_s = []
+    for _ in range(5):
+        api.result(api.map(_ends, range(20)))
+        jids = api.map(one_fails, range(1000))
+        with pytest.raises(JobFailed) as caught:
+            api.result(jids)
+        late_s.append(time.monotonic() - float(str(caught.value.__cause__)))
+        api.kill(jids)
+    assert sorted(late_s)[1] < 0.012

@@ -285,7 +285,7 @@ class FakeExecutor(Executor):
             if limit_s is not None:
                 self._limit_runtime(worker, tasks[0], limit_s)
 
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
         clock, events = self.clock, self._events
         now = clock.monotonic()
         if may_jump and (timeout_s is None or timeout_s > 0) and not (events and events[0][0] <= now):
@@ -761,7 +761,7 @@ class ByHand(Executor):
     def wake(self) -> None:
         self.n_wakes += 1
 
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
         clock = self.source.clock
         if timeout_s is None:
             raise Hang("somebody waits without limit, and nothing can ever happen again")

@@ -54,7 +54,7 @@ class Toy(ByHand):
             finally:
                 self._condition.release()
 
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
         self.n_polling += 1
         if self.n_polling > 1:
             self.broken.append("two threads poll")

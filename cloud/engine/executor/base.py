@@ -140,10 +140,11 @@ class Executor(ABC):
         """There may be work to claim. Does not block."""
 
     @abstractmethod
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
         """Wait for events for at most ``timeout_s`` (None: without limit) and report them.
 
-        ``may_jump``: a virtual clock may jump ahead to the next event, as somebody waits for it.
+        ``may_jump``: a virtual clock may jump ahead to the next event, as somebody waits for it. ``patient``: who waits
+        wants all jobs of many, and nobody else waits; ends may be reported late, but failures.
 
         Called without the engine's lock, by one thread at a time.
         """
@@ -215,6 +216,15 @@ class Executor(ABC):
     def has_news(self) -> bool:
         """True when ``poll`` would report something at once, though nothing wakes it. Asked without the lock."""
         return False
+
+    @property
+    def patient(self) -> bool:
+        """True while whoever polls is patient and sleeps, so that ``look`` may find something."""
+        return False
+
+    def look(self) -> None:
+        """Report what has ended and was not reported, as whoever polls is patient. Under the lock."""
+        return
 
     @property
     def has_room(self) -> bool:

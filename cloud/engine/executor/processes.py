@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import struct
 import sys
 import time
@@ -25,11 +24,12 @@ from functools import partial
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
-from cloud.engine.executor.deaths import describe_death
+from cloud.engine.executor.lookout import STALL_S, Lookout
 from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
 from cloud.engine.executor.template import TemplateProcess, kill_orphan
 from cloud.engine.executor.workers import WorkerHandle
+from cloud.engine.signals import signal
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import Frame
 from cloud.engine.worker.protocol import BY_ENGINE, N_DESCRIPTORS
@@ -44,26 +44,17 @@ if TYPE_CHECKING:
 
     from cloud.environment import Environment
 
-_STALL_S: Final = 0.005
 _STEAL_S: Final = 0.002
-_LOOK_S: Final = 0.006
-"""How often the rings of workers that have more than one item are looked into."""
+_RICH_S: Final = 0.001
+_REFILL: Final = 0.75
+"""A worker with less than this part of what it is to be sent ahead is given more."""
 
-_REFILL_S: Final = 0.75 * AHEAD_S
-"""A worker with less than this is given more: what it has must last until the look after the next."""
-
-_POKE_AGAIN_S: Final = 0.01
-_HELD_NS: Final = 3_500_000
-"""A worker holds outcomes no longer than this, but for an item that turns out to be long."""
-
-_WATCH_OUTPUT_S: Final = 0.05
-_WATCH_FLOOD_S: Final = 0.005
 _MAX_FAILED_STARTS: Final = 3
 _MAX_KILLED_STARTS: Final = 20
 _CUT_OFF_S: Final = 0.1
-_SIGKILL: Final = signal.SIGKILL.value
-_INTERRUPT: Final = signal.SIGINT.value
-_POKE: Final = signal.SIGURG.value
+_SIGKILL: Final = signal.SIGKILL
+_INTERRUPT: Final = signal.SIGINT
+_POKE: Final = signal.SIGURG
 _OUTCOME_BODY: Final = struct.Struct("<QI")
 _MIN_OUTCOME_BYTES: Final = _OUTCOME_BODY.size + OUTCOME_HEADER_BYTES
 
@@ -121,10 +112,10 @@ class ProcessExecutor(Executor):
         self._failed_starts: dict[Environment | None, int] = {}
         self._templates: dict[int, TemplateProcess] = {}
         self._template = None if template is None else self._listen_to(template)
-        self._looking = False
         self._stole_at = 0.0
-        self._looked_at_output = 0.0
-        self._watch_output_s = _WATCH_OUTPUT_S
+        self._lookout = Lookout(
+            self._workers.values, take=self._take_left, read=self._read, poke=self._poke, capture=capture
+        )
         self._closed = False
         self._source: Any = None
         self._pid = os.getpid()
@@ -156,7 +147,11 @@ class ProcessExecutor(Executor):
     @property
     def has_news(self) -> bool:
         with self._lock:
-            return self._looking and any(worker.has_left for worker in self._workers.values())
+            return self._lookout.regular and any(worker.has_left for worker in self._workers.values())
+
+    @property
+    def patient(self) -> bool:
+        return self._lookout.patient
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
@@ -204,9 +199,13 @@ class ProcessExecutor(Executor):
             self._give_busy()
 
     def _give_busy(self) -> None:
+        ahead_s = self._lookout.ahead_s
         for worker in self._workers.values():
-            if worker.load_s < _REFILL_S and worker.tasks and worker.takes_more and not worker.n_waiting:
-                free_slots, room_s = self._n_slots - self._used + worker.cores, AHEAD_S - worker.load_s
+            if not worker.tasks or worker.n_waiting or not worker.takes_more:
+                continue
+            left_s = worker.left_s
+            if left_s < _REFILL * ahead_s:
+                free_slots, room_s = self._n_slots - self._used + worker.cores, ahead_s - left_s
                 tasks = self._source.claim(free_slots, room_s, idle=False, environment=worker.environment)
                 if tasks:
                     self._give(worker, tasks)
@@ -225,7 +224,7 @@ class ProcessExecutor(Executor):
 
     def _is_rich(self, worker: WorkerHandle, now: float) -> bool:
         # One that has not started in good time perhaps never will.
-        return worker.takes_work and (worker.left_s > _STEAL_S if worker.has_begun else now - worker.began > _STALL_S)
+        return worker.takes_work and (worker.left_s > _RICH_S if worker.has_begun else now - worker.began > STALL_S)
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -233,8 +232,8 @@ class ProcessExecutor(Executor):
         worker.give(tasks)
         if worker.pending:
             self._want_write(worker)
-        elif self._poller.asleep and not self._looking and worker.n_items_over_one:
-            self._looking = True
+        elif self._poller.asleep and not self._lookout.regular and worker.n_items_over_one:
+            self._lookout.regular = True
             self.interrupt()
 
     def _want_write(self, worker: WorkerHandle) -> None:
@@ -298,8 +297,8 @@ class ProcessExecutor(Executor):
     def interrupt(self) -> None:
         self._poller.interrupt()
 
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
-        events = self._wait(timeout_s)
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
+        events = self._wait(timeout_s, patient=patient)
         with self._lock:
             if self._closed:
                 return
@@ -317,35 +316,53 @@ class ProcessExecutor(Executor):
             self._look_after_workers()
             self._refill()
 
-    def _wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
+    def _look_after_workers(self) -> None:
+        stalled = self._lookout.look(time.monotonic())
+        if stalled:
+            self._take_back(stalled)
+
+    def look(self) -> None:
+        lookout = self._lookout
+        if lookout.patient:
+            lookout.patient = False  # what hears of it may ask again
+            try:
+                lookout.call_in()
+            finally:
+                lookout.patient = True
+
+    def _wait(self, timeout_s: float | None, *, patient: bool) -> list[tuple[int, int]]:
         poller = self._poller
         if timeout_s is not None and timeout_s <= 0.0:
             return poller.look()
-        spinning = poller.is_quiet(lambda: sum(1 for worker in list(self._workers.values()) if worker.tasks))
+        # With every core at work, looking again and again would only slow the workers down.
+        spinning = self._used < self._n_cores and poller.is_quiet(self._n_busy)
         if spinning != self._spinning:
             self._spinning = spinning
             for worker in list(self._workers.values()):
                 worker.slots[ch.SPIN] = spinning
-        # With every core at work, looking again and again would only slow the workers down.
-        if spinning and self._used < self._n_cores and (events := poller.spin()):
+        if spinning and (events := poller.spin()):
             return events
-        limit_s = None
         with self._lock:
             # Those who submit start workers and give them work meanwhile.
-            for worker in self._workers.values():
-                regularly = worker.n_items_over_one
-                worker.looks(regularly)
-                if regularly:
-                    limit_s = _LOOK_S
-                elif limit_s is None and worker.tasks:
-                    limit_s = self._watch_output_s
-            self._looking = limit_s == _LOOK_S
+            limit_s = self._lookout.plan(
+                may_be_patient=patient and self._used >= self._n_slots, has_queued=self._source.has_queued
+            )
         return poller.sleep(limit_s if timeout_s is None else timeout_s if limit_s is None else min(timeout_s, limit_s))
+
+    def _n_busy(self) -> int:
+        return sum(1 for worker in list(self._workers.values()) if worker.tasks)
 
     def _read(self, worker: WorkerHandle) -> None:
         frames, alive = worker.read()
         self._hear(worker, frames)
         if not alive:
+            self._cut_off(worker)
+
+    def _take_left(self, worker: WorkerHandle) -> None:
+        left, sound = worker.left()
+        if left:
+            self._hear(worker, left)
+        if not sound:
             self._cut_off(worker)
 
     def _hear(self, worker: WorkerHandle, frames: list[Frame]) -> None:
@@ -448,6 +465,9 @@ class ProcessExecutor(Executor):
             return False
         return sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting) > self._n_slots
 
+    def _poke(self, worker: WorkerHandle) -> None:
+        self._signal(worker, _POKE)
+
     def _retire(self, worker: WorkerHandle) -> None:
         worker.retired = True
         self._signal(worker, _SIGKILL)
@@ -532,44 +552,20 @@ class ProcessExecutor(Executor):
         self.wake()
 
     def _describe_death(self, worker: WorkerHandle, status: int) -> tuple[str, int | None, bool]:
+        # Loaded here: most programs never need it.
+        from cloud.engine.executor.deaths import describe_death
+
         return describe_death(status, worker.pid, cut_off=worker.cut_off)
 
     def _why_not_started(self, worker: WorkerHandle, reason: str) -> str:
         return f"Worker processes cannot be started; what they print says why. {reason}"
 
-    # --- looking after ------------------------------------------------------------------------------------------------
-
-    def _look_after_workers(self) -> None:
-        """Take what workers left, poke those whose item turns out long while others wait, bound floods of output."""
-        now = time.monotonic()
-        for worker in list(self._workers.values()):
-            if not worker.n_items_over_one:
-                continue
-            left, sound = worker.left()
-            if left:
-                self._hear(worker, left)
-            if not sound:
-                self._cut_off(worker)
-            current, held = worker.slots[ch.CURRENT], worker.slots[ch.HELD]
-            # Again and again while it stands: our own code between two items does not heed a poke.
-            if held and now * 1e9 - held > _HELD_NS and now > worker.poke_again_at:
-                worker.poke_again_at = now + _POKE_AGAIN_S
-                self._signal(worker, _POKE)
-            if current != worker.seen_current:
-                worker.seen_current, worker.seen_at = current, now
-            elif now - worker.seen_at >= _STALL_S and worker.has_begun:
-                worker.seen_at = now + 0.1
-                self._take_back([worker])
-        if self._capture and now - self._looked_at_output > self._watch_output_s:
-            self._looked_at_output = now
-            # Idle ones too: what a job printed last is still there.
-            n_flooded = sum(worker.limit_output() for worker in self._workers.values())
-            self._watch_output_s = _WATCH_FLOOD_S if n_flooded else _WATCH_OUTPUT_S
+    # --- taking back --------------------------------------------------------------------------------------------------
 
     def take_back(self) -> None:
         # First: what has ended is not to be killed.
         for worker in list(self._workers.values()):
-            self._hear(worker, worker.left()[0])
+            self._take_left(worker)
         self._take_back(list(self._workers.values()))
 
     def _take_back(self, workers: list[WorkerHandle]) -> None:
@@ -627,7 +623,7 @@ class ProcessExecutor(Executor):
             # The start of the worker is not the job's time.
             begun = worker.has_begun
             if begun or still_there():
-                self._source.call_later(limit_s if begun else _STALL_S, out_of_time if begun else begin)
+                self._source.call_later(limit_s if begun else STALL_S, out_of_time if begun else begin)
 
         def out_of_time() -> None:
             if still_there():

@@ -150,7 +150,7 @@ class SimulatedExecutor(Executor):
     def interrupt(self) -> None:
         self._event.set()
 
-    def poll(self, timeout_s: float | None, *, may_jump: bool) -> None:
+    def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
         with self._scheduling:
             if not self._closed:
                 self._schedule(timeout_s, may_jump=may_jump)

@@ -328,8 +328,9 @@ class WorkerHandle:
         except OSError:
             return [], False
 
-    def looks(self, regularly: bool) -> None:
-        """Tell it whether somebody looks into the ring now and then: else it sends everything."""
+    def looks(self, regularly: bool, hold_ns: int) -> None:
+        """Tell it whether somebody looks into the ring now and then, else it sends everything; and how long to hold."""
+        self.slots[ch.HOLD] = hold_ns
         if regularly is not self._looks:
             self._looks = regularly
             self.slots[ch.SEEN] = self._n_outcomes if regularly else ch.NO_LIMIT

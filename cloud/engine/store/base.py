@@ -149,6 +149,14 @@ class Batch:
         """True when every job is in a final state and no more can come."""
         return self.n_final == self.n and self.sealed
 
+    def watch(self, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> Watch:
+        """Tell of each of these jobs that becomes final from now on: see ``Watch``."""
+        if self.watches is None:
+            self.watches = Watches()
+        watch = Watch(start, stop, notify)
+        self.watches.add(watch)
+        return watch
+
     def chunk_at(self, index: int) -> Chunk:
         """The chunk that holds an item's arguments."""
         return self.chunks[bisect_right(self.chunks, index, key=_chunk_start) - 1]

@@ -112,12 +112,27 @@ class Capture:
                 self._streams[index] = stream
                 self._foreign = True
 
+    def is_silent(self) -> bool:
+        """True when nothing was printed since the last ``take``, and all streams are in their places."""
+        streams = self._streams
+        if self._dirty[0] or self._foreign or sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+            return False
+        try:
+            if self._captured:
+                starts = self._starts
+                return os.lseek(1, 0, os.SEEK_END) == starts[0] and os.lseek(2, 0, os.SEEK_END) == starts[1]
+            fcntl.fcntl(1, fcntl.F_GETFD)
+            fcntl.fcntl(2, fcntl.F_GETFD)
+            return True  # what they print is not ours; it is enough that they are there
+        except OSError:
+            return False
+
     def take(self) -> tuple[bytes, bytes]:
         """Output since the last call, at most ``limit_bytes`` of the end of each stream."""
+        if self.is_silent():
+            return _NOTHING
         streams = self._streams
         noted = self._dirty[0] or self._foreign
-        if not noted and self._has_nothing_new() and sys.stdout is streams[0] and sys.stderr is streams[1]:
-            return _NOTHING
         for index in (0, 1) if noted else ():
             try:
                 streams[index].flush()
@@ -132,17 +147,6 @@ class Capture:
         if now("stdout") is not streams[0] or now("stderr") is not streams[1] or now("__stderr__") is not streams[1]:
             self._install_streams()
         return taken
-
-    def _has_nothing_new(self) -> bool:
-        out, err = self._starts
-        try:
-            if self._captured:
-                return os.lseek(1, 0, os.SEEK_END) == out and os.lseek(2, 0, os.SEEK_END) == err
-            fcntl.fcntl(1, fcntl.F_GETFD)
-            fcntl.fcntl(2, fcntl.F_GETFD)
-            return True  # what they print is not ours; it is enough that they are there
-        except OSError:
-            return False
 
     def rewind(self) -> None:
         """Empty both files, between jobs."""

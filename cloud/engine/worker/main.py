@@ -8,7 +8,6 @@ signal from the engine (``POKE``) sends what is held back while an item turns ou
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,10 +17,11 @@ from types import FrameType
 
 from cloud.engine import channel as ch
 from cloud.engine.ring import RING_BYTES
+from cloud.engine.signals import signal
 from cloud.engine.worker.capture import Capture
 from cloud.engine.worker.items import ItemRecord
 from cloud.engine.worker.link import Link, LinkClosed
-from cloud.engine.worker.outbox import HOLD_S, Outbox
+from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
@@ -41,6 +41,9 @@ POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
 _BROKEN_EXIT: Final = 70
+_LARGE: Final = 4096
+"""Values of this length are not kept back to be sent with others."""
+
 _SMALL_S: Final = 0.0001
 """Items of a batch that ran shorter than this share one outcome record with their neighbours."""
 
@@ -84,7 +87,7 @@ class Worker:
         self._payloads: dict[int, bytes] = {}
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: dict[int, tuple[int, Any]] = {}
-        self._items = ItemRecord(self.pid, self._end_of_output)
+        self._items = ItemRecord(self.pid, self._end_of_output, self._capture.is_silent)
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -223,9 +226,8 @@ class Worker:
         outcome = run_call(call, self.pid, self._end_of_output, self.settings["max_transmit_bytes"])
         self._outbox.hold(position, 1, outcome)
         self._tidy()
-        now = time.monotonic()
-        prompt = flags & ch.PROMPT and now - began > _SMALL_S
-        if flags & ch.DELIVER or prompt or self._outbox.is_due(now):
+        prompt = flags & ch.PROMPT and time.monotonic() - began > _SMALL_S
+        if flags & ch.DELIVER or prompt or self._outbox.is_due():
             self._outbox.flush()
 
     def _function(self, token: int, context: int, extras: dict[str, str], *, keep: bool) -> Callable[..., Any]:
@@ -301,12 +303,11 @@ class Worker:
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
         raw, unlimited = self._raw, ch.LIMIT_TOP
         path = self._surroundings.path
-        prompt, hold_s = bool(flags & ch.PROMPT), -1.0 if flags & ch.DELIVER else HOLD_S
+        prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
         keep = self._items.values.append
         usual = None
-        last = self._begin_items(position)
-        flush_at = last + hold_s
-        soon = min(last + small_s, flush_at)  # what ends before is small, and need not be looked at more closely
+        began = last = self._begin_items(position)
+        soon = -1.0 if deliver else last + small_s  # what ends before is small, and need not be looked at more closely
         for here, item in enumerate(items, position):
             slots[current] = here
             if not raw[unlimited] and here >= slots[limit]:
@@ -337,12 +338,12 @@ class Worker:
                         keep(value)
                         usual = type_
                         last = now if small else clock()
-                        if now > flush_at or (prompt and not small):
+                        large = (type_ is str or type_ is bytes) and len(value) > _LARGE
+                        if now - began > outbox.hold_s or deliver or large or (prompt and not small):
                             self._pack_items(now, take_output=small)
-                            self._outbox.flush()
-                            last = self._begin_items(here + 1)
-                            flush_at = last + hold_s
-                        soon = min(last + small_s, flush_at)
+                            outbox.flush()
+                            began = last = self._begin_items(here + 1)
+                        soon = -1.0 if deliver else last + small_s
                         continue
                 ended = value, None
                 del value
@@ -355,14 +356,12 @@ class Worker:
                 self.settings["max_transmit_bytes"],
             )
             del ended
-            self._outbox.hold(here, 1, outcome)
+            outbox.hold(here, 1, outcome)
             self._tidy()
-            now = clock()  # packing may have taken long
-            if prompt or now > flush_at:
-                self._outbox.flush()
-                flush_at = now + hold_s
-            last = self._begin_items(here + 1)
-            soon = min(last + small_s, flush_at)
+            if prompt or deliver or outbox.is_due():
+                outbox.flush()
+            began = last = self._begin_items(here + 1)
+            soon = -1.0 if deliver else last + small_s
         self._pack_items(last)
         self._tidy()
 

@@ -9,14 +9,17 @@ from cloud.engine import channel as ch
 from cloud.engine.ring import Ring
 from cloud.engine.stream import WITH_SEGMENT
 from cloud.engine.worker.link import Link
-from cloud.serialization.shared import Segment, SharedBytes
+from cloud.jobs import DONE
+from cloud.serialization.shared import Segment, SharedBytes, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-HOLD_S: Final = 0.002
-"""How long an outcome is held for those of the next items, which then go with it."""
+_FAILURE_S: Final = 0.002
+"""Failures are told of no later, where nobody looks so often: somebody may wait for the first."""
+
+_MAX_HELD_BYTES: Final = 1 << 16
 
 
 class Outbox:
@@ -35,6 +38,8 @@ class Outbox:
         self._held: list[tuple[bytes, Segment | None]] = []
         self._n_sent = 0
         self._flushed_at = 0.0
+        self._has_failure = False
+        self._n_bytes = 0
 
     def note_beginning(self) -> None:
         """What is about to end is to be reported soon, though nothing is held yet."""
@@ -46,17 +51,30 @@ class Outbox:
         segment = outcome.segment if type(outcome) is SharedBytes else None
         kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
         self.note_beginning()
+        if outcome[0] != DONE:
+            self._has_failure = True
+        self._n_bytes += size_of(outcome)
         self._held.append((ch.OUTCOME_HEAD.pack(len(outcome) + 12, kind, position, n) + outcome, segment))
 
-    def is_due(self, now: float) -> bool:
-        """Whether what is held has been held long enough, at a time of ``time.monotonic``."""
-        return now - self._flushed_at > HOLD_S
+    @property
+    def hold_s(self) -> float:
+        """How long an outcome is held for those of the next items, which then go with it."""
+        return 1e-9 * self._slots[ch.HOLD]
+
+    def is_due(self) -> bool:
+        """Whether what is held has been held long enough."""
+        if self._n_bytes > _MAX_HELD_BYTES:
+            return True
+        return time.monotonic() - self._flushed_at > (_FAILURE_S if self._has_failure else self.hold_s)
 
     def flush(self, *, wake: bool = False) -> None:
         """Hand over what is held; with ``wake`` by the socket, which wakes the engine."""
         held, self._held = self._held, []
         if held and os.getpid() != self._pid:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
+        wake = wake or self._has_failure
+        self._has_failure = False
+        self._n_bytes = 0
         self._slots[ch.HELD] = 0
         self._flushed_at = time.monotonic()
         plain = [frame for frame, segment in held if segment is None]

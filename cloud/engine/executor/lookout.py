@@ -1,0 +1,142 @@
+"""Looking at workers that say nothing: what they left, items that turn out long, floods of output; and how often.
+
+While workers have more than the item they run, they leave outcomes in their rings, and somebody looks into those every
+few milliseconds. A look takes a core from a worker for a fifth of a millisecond. So whoever waits for a whole map looks
+less often, while all workers are busy and nobody is to be told of single jobs: it is *patient*. Whoever asks about jobs
+meanwhile has a look first (``Executor.look``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from cloud.engine import channel as ch
+from cloud.engine.executor.base import AHEAD_S
+from cloud.engine.executor.workers import WorkerHandle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+STALL_S: Final = 0.005
+"""An item that runs so long is not one of those that others are sent along with."""
+
+_LOOK_S: Final = 0.006
+_LOOK_PATIENTLY_S: Final = 0.040
+_AHEAD_PATIENTLY_S: Final = 5 * AHEAD_S
+_HOLD_NS: Final = ch.HOLD_NS
+_HOLD_PATIENTLY_NS: Final = int(1e9 * _LOOK_PATIENTLY_S)
+_OVERDUE_NS: Final = 1_500_000
+"""A worker holds outcomes no longer than it may and this, but for an item that turns out to be long."""
+
+_POKE_AGAIN_S: Final = 0.01
+_UNKNOWN_NS: Final = 5_000_000
+_ANSWER_S: Final = 0.005
+"""An outcome is known within these two of its job's end to whoever asks for it."""
+
+_WATCH_OUTPUT_S: Final = 0.05
+_WATCH_FLOOD_S: Final = 0.005
+
+
+class Lookout:
+    """When to look, and what is seen then. All under the engine's lock.
+
+    Args:
+        workers: Gives them all.
+        take: Reports what a worker left in its ring.
+        read: Reports what a worker sent.
+        poke: Sends a worker the signal that makes it send what it holds.
+        capture: Whether output is kept.
+
+    Attributes:
+        regular: Somebody looks into rings now and then.
+        patient: Not often, and workers hold outcomes for long: whoever asks is to call them in first.
+        ahead_s: How much work a busy worker is to be sent ahead.
+    """
+
+    def __init__(
+        self,
+        workers: Callable[[], Iterable[WorkerHandle]],
+        *,
+        take: Callable[[WorkerHandle], None],
+        read: Callable[[WorkerHandle], None],
+        poke: Callable[[WorkerHandle], None],
+        capture: bool,
+    ) -> None:
+        self._workers = workers
+        self._take = take
+        self._read = read
+        self._poke = poke
+        self._capture = capture
+        self.regular = self.patient = False
+        self.ahead_s = AHEAD_S
+        self._looked_at_output = 0.0
+        self._watch_output_s = _WATCH_OUTPUT_S
+
+    def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
+        """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
+        limit_s, regular, least_s = None, False, _AHEAD_PATIENTLY_S
+        patient = may_be_patient and not any(
+            task.batch.watches is not None for worker in self._workers() for task in worker.tasks
+        )
+        for worker in self._workers():
+            leaves = worker.n_items_over_one
+            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else _HOLD_NS)
+            if leaves:
+                regular = True
+                least_s = min(least_s, worker.left_s)
+            elif worker.tasks:
+                limit_s = self._watch_output_s
+        self.regular, self.patient = regular, regular and patient
+        self.ahead_s = _AHEAD_PATIENTLY_S if self.patient else AHEAD_S
+        if not regular:
+            return limit_s
+        if not self.patient:
+            return _LOOK_S
+        # Who has little must get more in good time.
+        return max(_LOOK_S, min(_LOOK_PATIENTLY_S, least_s / 2)) if has_queued else _LOOK_PATIENTLY_S
+
+    def look(self, now: float) -> list[WorkerHandle]:
+        """Take what workers left, see that what is overdue is sent; those that have stood at one item for long."""
+        stalled = []
+        for worker in list(self._workers()):
+            if not worker.n_items_over_one:
+                continue
+            self._take(worker)
+            overdue_ns = worker.slots[ch.HOLD] + _OVERDUE_NS
+            if self._holds(worker, overdue_ns, now) and now > worker.poke_again_at:
+                # Again and again while it stands: our own code between two items does not heed a poke.
+                worker.poke_again_at = now + _POKE_AGAIN_S
+                self._poke(worker)
+            current = worker.slots[ch.CURRENT]
+            if current != worker.seen_current:
+                worker.seen_current, worker.seen_at = current, now
+            elif now - worker.seen_at >= STALL_S and worker.has_begun:
+                worker.seen_at = now + 0.1
+                stalled.append(worker)
+        if self._capture and now - self._looked_at_output > self._watch_output_s:
+            self._looked_at_output = now
+            # Idle ones too: what a job printed last is still there.
+            n_flooded = sum(worker.limit_output() for worker in self._workers())
+            self._watch_output_s = _WATCH_FLOOD_S if n_flooded else _WATCH_OUTPUT_S
+        return stalled
+
+    def call_in(self) -> None:
+        """Somebody asks though whoever waits is patient: report what has ended, but for the last few milliseconds."""
+        holding = []
+        for worker in list(self._workers()):
+            self._take(worker)
+            if self._holds(worker, _UNKNOWN_NS, time.monotonic()):
+                holding.append(worker)
+                self._poke(worker)
+        until = time.monotonic() + _ANSWER_S
+        while holding and time.monotonic() < until:
+            time.sleep(0.0002)
+            for worker in holding:
+                self._read(worker)
+            holding = [worker for worker in holding if self._holds(worker, _UNKNOWN_NS, time.monotonic())]
+
+    def _holds(self, worker: WorkerHandle, longer_than_ns: int, now: float) -> bool:
+        since: int = worker.slots[ch.HELD]
+        return since > 0 and now * 1e9 - since > longer_than_ns

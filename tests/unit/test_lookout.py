@@ -1,0 +1,169 @@
+"""Looking at workers that say nothing: how often, what is called in, and what is seen."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cloud.engine import channel as ch
+from cloud.engine.executor.base import AHEAD_S
+from cloud.engine.executor.lookout import STALL_S, Lookout
+
+
+class Worker:
+    """As much of a ``WorkerHandle`` as is looked at; busy with many items until told otherwise."""
+
+    def __init__(self) -> None:
+        self.slots = [0] * 16
+        self.slots[ch.HOLD] = ch.HOLD_NS
+        self.tasks: deque[Any] = deque([SimpleNamespace(batch=SimpleNamespace(watches=None))])
+        self.n_items_over_one = True
+        self.left_s = 1.0
+        self.load_s = 1.0
+        self.has_begun = True
+        self.poke_again_at = self.seen_at = 0.0
+        self.seen_current = -1
+        self.told: tuple[bool, int] | None = None
+
+    def looks(self, regularly: bool, hold_ns: int) -> None:
+        self.told = regularly, hold_ns
+        self.slots[ch.HOLD] = hold_ns
+
+    def limit_output(self) -> bool:
+        return False
+
+    def hold_since(self, seconds_ago: float) -> None:
+        self.slots[ch.HELD] = int(1e9 * (time.monotonic() - seconds_ago))
+
+    def send(self) -> None:
+        self.slots[ch.HELD] = 0
+
+
+class House:
+    """A lookout over some workers, and a note of what it had done."""
+
+    def __init__(self, n_workers: int = 1) -> None:
+        self.workers = [Worker() for _ in range(n_workers)]
+        self.events: list[tuple[str, int]] = []
+        self.on_poke: Callable[[Worker], None] = Worker.send
+        self.lookout = Lookout(
+            lambda: self.workers,  # type: ignore[arg-type, return-value]
+            take=self._noting("take"),
+            read=self._noting("read"),
+            poke=self._poke,
+            capture=True,
+        )
+
+    def _noting(self, what: str) -> Any:
+        return lambda worker: self.events.append((what, self.workers.index(worker)))
+
+    def _poke(self, worker: Any) -> None:
+        self.events.append(("poke", self.workers.index(worker)))
+        self.on_poke(worker)
+
+    def plan(self, *, may_be_patient: bool, has_queued: bool = False) -> float | None:
+        return self.lookout.plan(may_be_patient=may_be_patient, has_queued=has_queued)
+
+
+@pytest.fixture
+def house() -> House:
+    return House(2)
+
+
+def test_nobody_looks_where_there_is_nothing_to_see(house: House) -> None:
+    for worker in house.workers:
+        worker.tasks.clear()
+        worker.n_items_over_one = False
+    assert house.plan(may_be_patient=True) is None
+    assert not (house.lookout.regular or house.lookout.patient)
+    # One that runs one job may print.
+    house.workers[0].tasks.append(SimpleNamespace(batch=SimpleNamespace(watches=None)))
+    limit_s = house.plan(may_be_patient=True)
+    assert limit_s is not None and limit_s >= 0.005
+    assert not (house.lookout.regular or house.lookout.patient)
+    assert [worker.told for worker in house.workers] == [(False, house.workers[0].slots[ch.HOLD])] * 2
+
+
+def test_a_patient_one_looks_less_often_and_lets_workers_hold_more_and_have_more_ahead(house: House) -> None:
+    often = house.plan(may_be_patient=False)
+    assert often is not None and often <= 0.008
+    assert house.lookout.regular and not house.lookout.patient
+    assert house.lookout.ahead_s == AHEAD_S
+    assert {worker.told for worker in house.workers} == {(True, ch.HOLD_NS)}
+    seldom = house.plan(may_be_patient=True)
+    assert seldom is not None and seldom > 3 * often
+    assert house.lookout.regular and house.lookout.patient
+    assert house.lookout.ahead_s > 2 * seldom
+    assert {worker.told for worker in house.workers} == {(True, house.workers[0].slots[ch.HOLD])}
+    assert house.workers[0].slots[ch.HOLD] > ch.HOLD_NS
+    house.plan(may_be_patient=False)
+    assert house.workers[0].slots[ch.HOLD] == ch.HOLD_NS
+    assert not house.lookout.patient
+
+
+def test_nobody_is_patient_while_somebody_is_to_be_told_of_single_jobs(house: House) -> None:
+    house.workers[1].tasks[0].batch.watches = object()
+    assert house.plan(may_be_patient=True) == house.plan(may_be_patient=False)
+    assert not house.lookout.patient
+
+
+def test_who_has_little_gets_more_in_time(house: House) -> None:
+    seldom = house.plan(may_be_patient=True, has_queued=True)
+    house.workers[1].left_s = 0.02
+    assert house.plan(may_be_patient=True, has_queued=True) == pytest.approx(0.01)
+    assert house.plan(may_be_patient=True, has_queued=False) == seldom
+    house.workers[1].left_s = 0.0
+    assert house.plan(may_be_patient=True, has_queued=True) == house.plan(may_be_patient=False)
+
+
+def test_a_look_takes_what_was_left_and_pokes_those_that_hold_for_too_long(house: House) -> None:
+    house.on_poke = lambda worker: None
+    now = time.monotonic()
+    house.workers[0].hold_since(0.5)
+    house.workers[1].hold_since(0.0005)
+    assert house.lookout.look(now) == []
+    assert house.events == [("take", 0), ("poke", 0), ("take", 1)]
+    house.events.clear()
+    house.lookout.look(now + 0.001)
+    assert house.events == [("take", 0), ("take", 1)], "it was poked a moment ago"
+    house.lookout.look(now + 0.5)
+    assert ("poke", 0) in house.events
+
+
+def test_what_a_worker_may_hold_is_not_called_in_by_a_look(house: House) -> None:
+    house.plan(may_be_patient=True)
+    house.workers[0].hold_since(0.02)
+    house.lookout.look(time.monotonic())
+    assert ("poke", 0) not in house.events
+
+
+def test_a_look_finds_those_that_stand_at_one_item(house: House) -> None:
+    first, second = house.workers
+    now = time.monotonic()
+    assert house.lookout.look(now) == []
+    second.slots[ch.CURRENT] += 1
+    assert house.lookout.look(now + STALL_S) == [first]
+    assert house.lookout.look(now + 1.5 * STALL_S) == [], "that was told a moment ago"
+    assert house.lookout.look(now + 2.5 * STALL_S) == [second]
+
+
+def test_whoever_asks_calls_in_what_is_held(house: House) -> None:
+    house.plan(may_be_patient=True)
+    house.workers[0].hold_since(0.02)
+    house.workers[1].hold_since(0.0)
+    house.lookout.call_in()
+    assert house.events == [("take", 0), ("poke", 0), ("take", 1), ("read", 0)]
+
+
+def test_one_that_does_not_answer_is_not_waited_for_long(house: House) -> None:
+    house.on_poke = lambda worker: None
+    house.plan(may_be_patient=True)
+    house.workers[0].hold_since(0.02)
+    house.lookout.call_in()
+    assert house.events.count(("poke", 0)) == 1
+    assert house.events[-1] == ("read", 0)
