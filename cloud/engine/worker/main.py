@@ -44,6 +44,9 @@ _BROKEN_EXIT: Final = 70
 _LARGE: Final = 4096
 """Values of this length are not kept back to be sent with others."""
 
+_MAX_VALUES: Final = 8192
+"""About so many values share a record: as many as the processor's caches hold."""
+
 _SMALL_S: Final = 0.0001
 """Items of a batch that ran shorter than this share one outcome record with their neighbours."""
 
@@ -339,7 +342,13 @@ class Worker:
                         usual = type_
                         last = now if small else clock()
                         large = (type_ is str or type_ is bytes) and len(value) > _LARGE
-                        if now - began > outbox.hold_s or deliver or large or (prompt and not small):
+                        if (
+                            now - began > outbox.hold_s
+                            or deliver
+                            or large
+                            or (prompt and not small)
+                            or here - self._items.position >= _MAX_VALUES
+                        ):
                             self._pack_items(now, take_output=small)
                             outbox.flush()
                             began = last = self._begin_items(here + 1)
