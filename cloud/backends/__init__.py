@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from cloud.backends.base import Backend
 from cloud.errors import UnsupportedOperation
 from cloud.logs import configure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from cloud.backends.base import Backend
 
 
 def open_backend(name: str, settings: Any, **options: Any) -> Backend:

@@ -12,7 +12,6 @@ from types import FunctionType, MethodType
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
-from cloud.serialization.explain import cannot_pickle
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
@@ -87,6 +86,8 @@ def pickle_call(
 
 
 def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:
+    from cloud.serialization.explain import cannot_pickle
+
     dumps = pickling.dumps_without_functions if plain else pickling.dumps
     for name, value in _named(args, kwargs):
         try:

@@ -1,4 +1,7 @@
-"""The verbs: ``call, map, join, result, …``, once, over whatever backend is current."""
+"""The verbs: ``call, map, join, result, …``, once, over whatever backend is current.
+
+What a verb needs after a backend is opened is loaded in it: workers start meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from cloud.backends.base import Backend, Segment
 from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
-from cloud.client.callbacks import Callbacks
-from cloud.client.info import info_of, keys_of
-from cloud.client.ordered import Results
-from cloud.client.progress import watch
-from cloud.client.results import decode, failure
-from cloud.engine.worker import surroundings
 from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
 from cloud.jobs import (
     CALL_OPTIONS,
@@ -27,7 +23,6 @@ from cloud.jobs import (
     split_options,
 )
 from cloud.serialization import pickling
-from cloud.serialization.explain import cannot_pickle
 from cloud.serialization.functions import Function, FunctionCache, function_name
 from cloud.serialization.shared import size_of
 
@@ -35,6 +30,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from typing import Any, Final
+
+    from cloud.backends.base import Backend, Segment
+    from cloud.client.callbacks import Callbacks
 
 _KILL_WAIT_S: Final = 10.0
 _MAX_READ_AHEAD: Final = 1024
@@ -74,7 +72,7 @@ class Cloud:
         self._backend: Backend | None = None
         self._lock = threading.RLock()
         self._functions = FunctionCache()
-        self._callbacks = Callbacks()
+        self._callbacks: Callbacks | None = None
 
     def _open(self) -> Backend:
         backend = self._backend
@@ -240,6 +238,8 @@ class Cloud:
         try:
             function = self._functions.get(func, backend.namespace)
         except Exception as exc:
+            from cloud.serialization.explain import cannot_pickle
+
             raise cannot_pickle("the function", func, exc) from exc
         if self._limit and size_of(function.payload) > self._limit:
             raise too_large(size_of(function.payload), self._limit)
@@ -252,6 +252,8 @@ class Cloud:
             TypeError, ValueError: A reserved name is unknown here or has a bad value.
             SerializationError: The function cannot be pickled.
         """
+        from cloud.engine.worker import surroundings
+
         kwargs = dict(reserved)
         options, _ = split_options(kwargs, accept=CRON_OPTIONS)
         if kwargs:
@@ -259,6 +261,8 @@ class Cloud:
         try:
             payload = pickling.dumps(func)
         except Exception as exc:
+            from cloud.serialization.explain import cannot_pickle
+
             raise cannot_pickle("the function", func, exc) from exc
         arguments = pickle_call((), {}, None, plain=True, limit=0)
         job = (payload, function_name(func), False, arguments, surroundings.snapshot())
@@ -281,7 +285,13 @@ class Cloud:
         return self._open().now()
 
     def _watch(self, backend: Backend, jids: Jids, callbacks: dict[str, Any]) -> None:
-        notify = self._callbacks.notifier(callbacks.get("_callback", []), callbacks.get("_callback_on_error", []))
+        with self._lock:
+            if self._callbacks is None:
+                from cloud.client.callbacks import Callbacks
+
+                self._callbacks = Callbacks()
+            thread = self._callbacks
+        notify = thread.notifier(callbacks.get("_callback", []), callbacks.get("_callback_on_error", []))
         backend.on_each_final(jids, notify)
 
     # --- waiting ------------------------------------------------------------------------------------------------------
@@ -322,6 +332,8 @@ class Cloud:
         timeout_s = _timeout(timeout)
         segments: list[Segment] | None = None
         if progress:
+            from cloud.client.progress import watch
+
             unfinished = watch(
                 backend.statuses,
                 lambda limit_s: backend.wait(jids, limit_s, stop_on_error=not ignore_errors),
@@ -340,6 +352,8 @@ class Cloud:
         return segments
 
     def _raise_first_failure(self, jids: Jids) -> None:
+        from cloud.client.results import failure
+
         backend = self._open()
         codes = backend.statuses(jids)
         for jid, code in zip(jids, codes, strict=True):
@@ -364,6 +378,8 @@ class Cloud:
         Raises:
             As ``join``; SerializationError if a value cannot be rebuilt here.
         """
+        from cloud.client.results import decode
+
         ids = jid_list(jids, "cloud.result")
         backend = self._backend or self._open()
         segments = self._join("result", ids, timeout, ignore_errors, progress, outcomes=True)
@@ -421,6 +437,8 @@ class Cloud:
             From ``next``: CloudException of a failed job; CloudTimeoutError.
         """
         ids = jid_list(jids, "cloud.iresult")
+        from cloud.client.ordered import Results
+
         backend = self._open()
         backend.statuses(ids)  # an unknown jid raises here, not in the middle
         ahead = num_in_parallel if 1 <= num_in_parallel <= _MAX_READ_AHEAD else _MAX_READ_AHEAD
@@ -488,6 +506,8 @@ class Cloud:
             JobNotFound: A jid is unknown.
             TypeError: ``info_requested`` is something else.
         """
+        from cloud.client.info import keys_of
+
         keys = keys_of(info_requested)
         wanted = jid_list(jids, "cloud.info")
         if not wanted:
@@ -602,14 +622,15 @@ class Cloud:
             self._backend = None
             # What they captured may be large.
             self._functions = FunctionCache()
-            callbacks, self._callbacks = self._callbacks, Callbacks()
-        callbacks.close()
+            callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            callbacks.close()
 
     def abandon(self) -> None:
         """In a forked child: the parent's jobs and workers are not ours."""
         backend, self._backend = self._backend, None
         self._lock = threading.RLock()
-        self._callbacks = Callbacks()
+        self._callbacks = None
         if backend is not None:
             backend.abandon()
 
@@ -618,6 +639,8 @@ _DEFAULT: Final[JobOptions] = split_options({}, accept=CALL_OPTIONS)[0]
 
 
 def _infos(backend: Backend, jids: Jids, keys: list[str]) -> dict[int, dict[str, Any]]:
+    from cloud.client.info import info_of
+
     found = {}
     # Not all at once: the facts of a job are much more than what is asked for.
     for start in range(0, len(jids), _DESCRIBED_AT_ONCE):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from mmap import ACCESS_COPY, mmap
 
 TYPE_CHECKING = False
@@ -101,8 +99,7 @@ class MemoryFile:
             if _Mapping.n_open[0] >= max_mappings():
                 return memoryview(self.read(offset, n_bytes))
             try:
-                with _off_stdio(self.fd):
-                    mapping = _Mapping(self.fd, 0, access=ACCESS_COPY)
+                mapping = mapped(self.fd, 0, _Mapping, access=ACCESS_COPY)
             except OSError:
                 return memoryview(self.read(offset, n_bytes))
             mapping.take(offset, n_bytes)
@@ -173,24 +170,16 @@ def _inode(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def mapped(fd: int, n_bytes: int, **options: Any) -> mmap:
-    """``mmap``; what stdio prints never ends up in it."""
-    with _off_stdio(fd):
-        return mmap(fd, n_bytes, **options)
-
-
-@contextmanager
-def _off_stdio(fd: int) -> Iterator[None]:
-    """Map a descriptor in here: the map keeps a copy of it under the lowest number that is free.
-
-    Where the program runs with its stdout closed, what it or C code in it prints would change the content.
-    """
+def mapped(fd: int, n_bytes: int, kind: type[mmap] = mmap, **options: Any) -> Any:
+    """``kind(fd, n_bytes, **options)``; what stdio prints never ends up in it."""
+    # The map keeps a copy of the descriptor under the lowest number that is free. Where the program runs with its
+    # stdout closed, what it or C code in it prints would change the content.
     taken = []
     try:
         while (copy := os.dup(fd)) < _N_STDIO:
             taken.append(copy)
         os.close(copy)
-        yield
+        return kind(fd, n_bytes, **options)
     finally:
         for each in taken:
             os.close(each)

@@ -341,14 +341,9 @@ class Worker:
                         keep(value)
                         usual = type_
                         last = now if small else clock()
+                        due = now - began > outbox.hold_s or here - self._items.position >= _MAX_VALUES
                         large = (type_ is str or type_ is bytes) and len(value) > _LARGE
-                        if (
-                            now - began > outbox.hold_s
-                            or deliver
-                            or large
-                            or (prompt and not small)
-                            or here - self._items.position >= _MAX_VALUES
-                        ):
+                        if due or deliver or large or (prompt and not small):
                             self._pack_items(now, take_output=small)
                             outbox.flush()
                             began = last = self._begin_items(here + 1)
