@@ -18,7 +18,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Sequence
-from mmap import ACCESS_READ, PAGESIZE
+from mmap import ACCESS_COPY, PAGESIZE
 
 from cloud.serialization.memory import MemoryFile, mapped, max_files
 
@@ -32,7 +32,6 @@ SHARE_BYTES: Final = 1 << 18
 _MARK: Final = b"S"
 _INLINE: Final = b"I"
 _COUNT: Final = struct.Struct("<I")
-_COMPARE_BYTES: Final = 1 << 17
 _MAX_TOGETHER: Final = 8
 _TOGETHER_BYTES: Final = 8 << 20
 """So many segments, and so much, lie in one file at most: all of it is kept while somebody uses any of it."""
@@ -104,9 +103,10 @@ class Segment:
             offset += _page_aligned(length)
         return found
 
-    def read_only(self) -> memoryview:
-        """All of it as it was written."""
-        return memoryview(mapped(self.fd, self.offset + self.n_bytes, access=ACCESS_READ))[self.offset :]
+    def whole(self) -> memoryview:
+        """All of it as it was written, to be compared with."""
+        # Nobody writes to it. But the address of a buffer can be had only if one could.
+        return memoryview(mapped(self.fd, self.offset + self.n_bytes, access=ACCESS_COPY))[self.offset :]
 
     def settle(self) -> None:
         """Take the bytes into memory if this process holds too many open files."""
@@ -209,10 +209,13 @@ class Copy:
     def __init__(self, segment: Segment, buffers: list[memoryview], start: int = 0, n: int | None = None) -> None:
         self._offset = sum(_page_aligned(buffer.nbytes) for buffer in buffers[:start])
         mine = buffers[start : None if n is None else start + n]
+        from cloud.serialization.comparing import alike  # loaded here: few programs have large constants
+
+        self._alike = alike
         # Held, so that no other object can take its place.
         self._constants = [buffer.obj if _is_constant(buffer.obj) else None for buffer in mine]
         self._lengths = [buffer.nbytes for buffer in mine]
-        self._whole = segment.read_only()
+        self._whole = segment.whole()
 
     def equals(self, buffers: list[memoryview]) -> bool:
         """Whether these buffers, or the first of them if there are fewer, have the same content.
@@ -223,12 +226,9 @@ class Copy:
         for buffer, constant, length in zip(buffers, self._constants, self._lengths, strict=False):
             if buffer.nbytes != length:
                 return False
-            if constant is None or buffer.obj is not constant or not _is_constant(constant):
-                for start in range(0, length, _COMPARE_BYTES):
-                    part = buffer[start : start + _COMPARE_BYTES]
-                    # Of all that Python offers, comparing with a bytearray is what ends in memcmp.
-                    if bytearray(part) != whole[offset + start : offset + start + len(part)]:
-                        return False
+            is_known = constant is not None and buffer.obj is constant and _is_constant(constant)
+            if not is_known and not self._alike(buffer, whole[offset : offset + length]):
+                return False
             offset += _page_aligned(length)
         return True
 
