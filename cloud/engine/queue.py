@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LONG_S: Final = 0.002
 """Items that take longer are not sent ahead at all."""
+_TINY_S: Final = 0.0001
+"""Shorter ones are rarely among much longer ones."""
+
 _MAX_TASKS: Final = 256
 _MAX_BYTES: Final = 1 << 18
 """About as much as a socket takes: more would be joined and kept here, and made again if it is taken back."""
@@ -164,8 +167,8 @@ class Queue:
         left_s = mean_s * left
         if left_s < _LONG_S / 8:
             return left
-        if left_s < AHEAD_S * n_slots:
-            return -(-left // (n_idle or n_slots))  # all of it would be sent ahead anyway
+        if left_s < AHEAD_S * n_slots and mean_s < _TINY_S:
+            return -(-left // (n_idle or n_slots))  # all of it would be sent ahead anyway, in ever smaller pieces
         return max(1, left // (2 * n_slots))
 
 

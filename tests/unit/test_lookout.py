@@ -21,7 +21,8 @@ class Worker:
     def __init__(self) -> None:
         self.slots = [0] * 16
         self.slots[ch.HOLD] = ch.HOLD_NS
-        self.tasks: deque[Any] = deque([SimpleNamespace(batch=SimpleNamespace(watches=None))])
+        self.batch = SimpleNamespace(watches=None, queued_s=10.0)
+        self.tasks: deque[Any] = deque([SimpleNamespace(batch=self.batch)])
         self.n_items_over_one = True
         self.left_s = 1.0
         self.load_s = 1.0
@@ -82,7 +83,7 @@ def test_nobody_looks_where_there_is_nothing_to_see(house: House) -> None:
     assert house.plan(may_be_patient=True) is None
     assert not (house.lookout.regular or house.lookout.patient)
     # One that runs one job may print.
-    house.workers[0].tasks.append(SimpleNamespace(batch=SimpleNamespace(watches=None)))
+    house.workers[0].tasks.append(SimpleNamespace(batch=house.workers[0].batch))
     limit_s = house.plan(may_be_patient=True)
     assert limit_s is not None and limit_s >= 0.005
     assert not (house.lookout.regular or house.lookout.patient)
@@ -107,9 +108,22 @@ def test_a_patient_one_looks_less_often_and_lets_workers_hold_more_and_have_more
 
 
 def test_nobody_is_patient_while_somebody_is_to_be_told_of_single_jobs(house: House) -> None:
-    house.workers[1].tasks[0].batch.watches = object()
+    house.workers[1].batch.watches = object()
     assert house.plan(may_be_patient=True) == house.plan(may_be_patient=False)
     assert not house.lookout.patient
+
+
+def test_less_is_sent_ahead_towards_the_end_of_a_map(house: House) -> None:
+    house.plan(may_be_patient=True, has_queued=True)
+    most = house.lookout.ahead_s
+    for worker in house.workers:
+        worker.batch.queued_s = 8 * most / 2
+    house.plan(may_be_patient=True, has_queued=True)
+    assert house.lookout.ahead_s == pytest.approx(most / 2)
+    for worker in house.workers:
+        worker.batch.queued_s = 0.0
+    house.plan(may_be_patient=True)
+    assert house.lookout.ahead_s == AHEAD_S
 
 
 def test_who_has_little_gets_more_in_time(house: House) -> None:

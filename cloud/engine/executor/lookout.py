@@ -76,7 +76,7 @@ class Lookout:
 
     def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
         """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
-        limit_s, regular, least_s = None, False, _AHEAD_PATIENTLY_S
+        limit_s, n_regular, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
         patient = may_be_patient and not any(
             task.batch.watches is not None for worker in self._workers() for task in worker.tasks
         )
@@ -84,16 +84,21 @@ class Lookout:
             leaves = worker.n_items_over_one
             worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else _HOLD_NS)
             if leaves:
-                regular = True
+                n_regular += 1
                 least_s = min(least_s, worker.left_s)
+                queued_s = max(queued_s, worker.tasks[-1].batch.queued_s)
             elif worker.tasks:
                 limit_s = self._watch_output_s
-        self.regular, self.patient = regular, regular and patient
-        self.ahead_s = _AHEAD_PATIENTLY_S if self.patient else AHEAD_S
-        if not regular:
+        self.regular = n_regular > 0
+        self.patient = self.regular and patient
+        self.ahead_s = AHEAD_S
+        if not self.regular:
             return limit_s
         if not self.patient:
             return _LOOK_S
+        # Less towards the end of a map: its last items may be long, and nobody can have them while they wait behind
+        # others.
+        self.ahead_s = max(AHEAD_S, min(_AHEAD_PATIENTLY_S, queued_s / (4 * n_regular)))
         # Who has little must get more in good time.
         return max(_LOOK_S, min(_LOOK_PATIENTLY_S, least_s / 2)) if has_queued else _LOOK_PATIENTLY_S
 

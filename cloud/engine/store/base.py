@@ -250,6 +250,11 @@ class Batch:
         """Items of a map that are not given to a worker, finished ones among them perhaps."""
         return sum(stop - start for start, stop in self.free or ())
 
+    @property
+    def queued_s(self) -> float:
+        """Estimated runtime of the items of a map that are not given to a worker."""
+        return self.n_free * self.function.mean_s
+
     def take_free(self, stop: int) -> None:
         """Note that the first run's items before ``stop`` were given out."""
         if self.free is None:
