@@ -467,3 +467,12 @@ def unpack_value(raw: bytes) -> tuple[int, bytes] | None:
     if tag not in (VALUE, PACKED):
         return None
     return tag, raw[_VALUE_HEADER.size : _VALUE_HEADER.size + n_bytes]
+
+
+def as_killed(outcome: bytes, why: bytes) -> bytes:
+    """The outcome of a job that was being killed: whatever it managed to report, it was killed."""
+    before = Outcome(outcome)
+    text = (before.section(ERROR_TEXT) or b"") if before.status == KILLED else b""
+    sections = [(ERROR_TEXT, text if text and why == b"Killed" else why)]
+    sections += [(tag, data) for tag in (STDOUT, STDERR) if (data := before.section(tag))]
+    return pack_outcome(KILLED, sections, pid=before.pid, started=before.started, runtime_s=before.runtime_s)

@@ -44,7 +44,7 @@ from cloud.jobs import (
     WAITING,
     Jids,
     JobOptions,
-    Outcome,
+    as_killed,
     pack_outcome,
 )
 from cloud.serialization.functions import Function
@@ -113,11 +113,21 @@ class Engine(Source):
 
     @property
     def store(self) -> Store:
-        """Where jobs are kept: all that were submitted, and what can be known of them by now."""
+        """Where jobs are kept, all that were submitted."""
         if self._intake:
             self._empty_intake()
-        self.executor.look()
         return self._store
+
+    def look(self) -> None:
+        """Know of the ends that can be known by now: whoever waits may be patient, and whoever asks must not be.
+
+        Raises:
+            BackendClosed: The engine is closed.
+        """
+        self.check_open()
+        if self.executor.patient:
+            with self.changing:
+                self.executor.look()
 
     @property
     def n_unfinished(self) -> int:
@@ -380,7 +390,7 @@ class Engine(Source):
             if states[start] >= DONE:
                 return
             if self._killing and (why := self._killing.pop((id(batch), start), None)) is not None:
-                status, outcome = KILLED, _as_killed(outcome, why)
+                status, outcome = KILLED, as_killed(outcome, why)
             elif status == ERROR and may_retry and batch.options.retries and self._retry(batch, start):
                 return
             if states[start] == WAITING:
@@ -523,6 +533,7 @@ class Engine(Source):
         """
         self.check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
+        self.look()
         with self.lock:
             runs = self.store.runs(jids)
             if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
@@ -578,7 +589,7 @@ class Engine(Source):
 
     def finals(self, jids: Jids) -> list[tuple[int, int, int]]:
         """(first jid, n, status) of each run of these jobs that is final, in order."""
-        self.check_open()
+        self.look()
         with self.lock:
             return [
                 (batch.jid0 + low, n, batch.states[low])
@@ -661,7 +672,7 @@ class Engine(Source):
 
     def statuses(self, jids: Jids) -> bytearray:
         """One status code a jid, in order."""
-        self.check_open()
+        self.look()
         with self.lock:
             codes = bytearray()
             running: dict[int, list[tuple[int, int]]] | None = None
@@ -708,7 +719,7 @@ class Engine(Source):
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
         """
-        self.check_open()
+        self.look()
         with self.changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches(unfinished=True)]
@@ -801,12 +812,3 @@ class Engine(Source):
     def serve_requests(self, handler: Callable[..., None]) -> None:
         """Who answers verbs used inside jobs."""
         self._on_request = handler
-
-
-def _as_killed(outcome: bytes, why: bytes) -> bytes:
-    """The outcome of a job that was being killed: whatever it managed to report, it was killed."""
-    before = Outcome(outcome)
-    text = (before.section(ERROR_TEXT) or b"") if before.status == KILLED else b""
-    sections = [(ERROR_TEXT, text if text and why == b"Killed" else why)]
-    sections += [(tag, data) for tag in (STDOUT, STDERR) if (data := before.section(tag))]
-    return pack_outcome(KILLED, sections, pid=before.pid, started=before.started, runtime_s=before.runtime_s)

@@ -16,11 +16,10 @@ _COPIED_BYTES: Final = 1 << 17
 
 def alike(one: memoryview, other: memoryview) -> bool:
     """True if two contiguous buffers of one length have the same bytes. Another thread may change them meanwhile."""
-    n_bytes = one.nbytes
-    memcmp, addresses = _memcmp(), [_held_at(view) for view in (one, other) if not view.readonly and n_bytes]
-    if memcmp is None or len(addresses) < 2:
+    n_bytes, memcmp = one.nbytes, _memcmp()
+    if memcmp is None or one.readonly or other.readonly or not n_bytes:
         return _alike_by_copies(one, other)
-    (first, _), (second, _) = addresses
+    (first, _held), (second, _too) = _held_at(one), _held_at(other)
     return not any(
         memcmp(first + start, second + start, min(_PART_BYTES, n_bytes - start))
         for start in range(0, n_bytes, _PART_BYTES)

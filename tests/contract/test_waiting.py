@@ -466,3 +466,21 @@ def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
         late_s.append(time.monotonic() - float(str(caught.value.__cause__)))
         api.kill(jids)
     assert sorted(late_s)[1] < 0.012
+
+
+@CHILDREN_ONLY
+def test_what_has_ended_is_seen_while_long_items_run(api: ModuleType, waiter: Callable[[range], Future[Any]]) -> None:
+    def work(seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pass
+
+    api.result(api.map(work, [0.001] * 20))
+    jids = api.map(work, [0.001] * 200 + [0.7] * 2)
+    waiting = waiter(jids)
+    seen = []
+    while not waiting.done():
+        seen.append(sum(status == "done" for status in api.status(jids)))
+        time.sleep(0.02)
+    waiting.result(60)
+    assert seen.count(200) > 10

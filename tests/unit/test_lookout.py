@@ -29,6 +29,8 @@ class Worker:
         self.has_begun = True
         self.poke_again_at = self.seen_at = 0.0
         self.seen_current = -1
+        self.is_heard = False
+        self.unanswered = 0
         self.told: tuple[bool, int] | None = None
 
     def looks(self, regularly: bool, hold_ns: int) -> None:
@@ -181,3 +183,19 @@ def test_one_that_does_not_answer_is_not_waited_for_long(house: House) -> None:
     house.lookout.call_in()
     assert house.events.count(("poke", 0)) == 1
     assert house.events[-1] == ("read", 0)
+    house.events.clear()
+    house.lookout.call_in()
+    assert house.events == [("take", 0), ("poke", 0), ("take", 1)], "it is not waited for again"
+    house.workers[0].hold_since(0.01)
+    house.lookout.call_in()
+    assert house.events[-1] == ("read", 0), "it has answered since"
+
+
+def test_only_those_are_called_in_that_have_something_and_are_not_being_heard(house: House) -> None:
+    house.plan(may_be_patient=True)
+    for worker in house.workers:
+        worker.hold_since(0.02)
+    house.workers[0].tasks.clear()
+    house.workers[1].is_heard = True
+    house.lookout.call_in()
+    assert house.events == [("take", 0), ("take", 1)]

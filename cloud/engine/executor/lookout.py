@@ -129,18 +129,30 @@ class Lookout:
 
     def call_in(self) -> None:
         """Somebody asks though whoever waits is patient: report what has ended, but for the last few milliseconds."""
+        self.patient = False  # what hears of it may ask again
+        try:
+            self._call_in()
+        finally:
+            self.patient = True
+
+    def _call_in(self) -> None:
         holding = []
         for worker in list(self._workers()):
             self._take(worker)
-            if self._holds(worker, _UNKNOWN_NS, time.monotonic()):
-                holding.append(worker)
+            since = worker.slots[ch.HELD]
+            if worker.tasks and not worker.is_heard and self._holds(worker, _UNKNOWN_NS, time.monotonic()):
                 self._poke(worker)
+                # One in the middle of C code does not answer before its end: it is waited for once.
+                if since != worker.unanswered:
+                    holding.append(worker)
         until = time.monotonic() + _ANSWER_S
         while holding and time.monotonic() < until:
             time.sleep(0.0002)
             for worker in holding:
                 self._read(worker)
             holding = [worker for worker in holding if self._holds(worker, _UNKNOWN_NS, time.monotonic())]
+        for worker in holding:
+            worker.unanswered = worker.slots[ch.HELD]
 
     def _holds(self, worker: WorkerHandle, longer_than_ns: int, now: float) -> bool:
         since: int = worker.slots[ch.HELD]

@@ -108,13 +108,17 @@ class ProcessExecutor(Executor):
         self._by_fd: dict[int, WorkerHandle] = {}
         self._idle: list[WorkerHandle] = []
         self._used = 0
-        self._n_numbers = 0
+        self._n_numbers = self._n_heard = 0
         self._failed_starts: dict[Environment | None, int] = {}
         self._templates: dict[int, TemplateProcess] = {}
         self._template = None if template is None else self._listen_to(template)
         self._stole_at = 0.0
         self._lookout = Lookout(
-            self._workers.values, take=self._take_left, read=self._read, poke=self._poke, capture=capture
+            self._workers.values,
+            take=self._take_left,
+            read=self._read,
+            poke=lambda worker: self._signal(worker, _POKE),
+            capture=capture,
         )
         self._closed = False
         self._source: Any = None
@@ -322,23 +326,22 @@ class ProcessExecutor(Executor):
             self._take_back(stalled)
 
     def look(self) -> None:
-        lookout = self._lookout
-        if lookout.patient:
-            lookout.patient = False  # what hears of it may ask again
-            try:
-                lookout.call_in()
-            finally:
-                lookout.patient = True
+        n_heard = self._n_heard
+        if self._lookout.patient:
+            self._lookout.call_in()
+            if self._n_heard > n_heard:
+                self.interrupt()  # whoever waits may have waited for this, and a worker may want more
 
     def _wait(self, timeout_s: float | None, *, patient: bool) -> list[tuple[int, int]]:
         poller = self._poller
         if timeout_s is not None and timeout_s <= 0.0:
             return poller.look()
+        workers = list(self._workers.values())
         # With every core at work, looking again and again would only slow the workers down.
-        spinning = self._used < self._n_cores and poller.is_quiet(self._n_busy)
+        spinning = self._used < self._n_cores and poller.is_quiet(lambda: sum(1 for each in workers if each.tasks))
         if spinning != self._spinning:
             self._spinning = spinning
-            for worker in list(self._workers.values()):
+            for worker in workers:
                 worker.slots[ch.SPIN] = spinning
         if spinning and (events := poller.spin()):
             return events
@@ -349,46 +352,49 @@ class ProcessExecutor(Executor):
             )
         return poller.sleep(limit_s if timeout_s is None else timeout_s if limit_s is None else min(timeout_s, limit_s))
 
-    def _n_busy(self) -> int:
-        return sum(1 for worker in list(self._workers.values()) if worker.tasks)
-
     def _read(self, worker: WorkerHandle) -> None:
-        frames, alive = worker.read()
-        self._hear(worker, frames)
+        frames, alive = ([], True) if worker.is_heard else worker.read()
+        if frames:
+            self._hear(worker, frames)
         if not alive:
             self._cut_off(worker)
 
     def _take_left(self, worker: WorkerHandle) -> None:
-        left, sound = worker.left()
+        left, sound = ([], True) if worker.is_heard else worker.left()
         if left:
             self._hear(worker, left)
         if not sound:
             self._cut_off(worker)
 
     def _hear(self, worker: WorkerHandle, frames: list[Frame]) -> None:
-        alike: list[bytes] = []
-        for kind, body in frames:
-            if kind == ch.OUTCOME:
-                if len(body) < _MIN_OUTCOME_BYTES:
-                    self._distrust(worker)
-                    return
-                position, n = _OUTCOME_BODY.unpack_from(body)
-                if n == 1 and type(body) is bytes and len(frames) > 1:
-                    alike.append(body)
+        self._n_heard += len(frames)
+        worker.is_heard = True  # who hears of these may look: what came after them is not to be heard first
+        try:
+            alike: list[bytes] = []
+            for kind, body in frames:
+                if kind == ch.OUTCOME:
+                    if len(body) < _MIN_OUTCOME_BYTES:
+                        self._distrust(worker)
+                        return
+                    position, n = _OUTCOME_BODY.unpack_from(body)
+                    if n == 1 and type(body) is bytes and len(frames) > 1:
+                        alike.append(body)
+                        continue
+                    if alike:
+                        self._finish_each(worker, alike)
+                    outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
+                    self._finish(worker, position, n, outcome)
                     continue
                 if alike:
                     self._finish_each(worker, alike)
-                outcome = body[12:] if type(body) is bytes else payload_from(body, _OUTCOME_BODY.size)
-                self._finish(worker, position, n, outcome)
-                continue
+                if kind == ch.STOPPED:
+                    self._stopped(worker)
+                elif kind == ch.REQUEST:
+                    self._request(worker, bytes(body))
             if alike:
                 self._finish_each(worker, alike)
-            if kind == ch.STOPPED:
-                self._stopped(worker)
-            elif kind == ch.REQUEST:
-                self._request(worker, bytes(body))
-        if alike:
-            self._finish_each(worker, alike)
+        finally:
+            worker.is_heard = False
 
     def _finish_each(self, worker: WorkerHandle, bodies: list[bytes]) -> None:
         """Outcomes of single items that came together: those of one task are one change of state."""
@@ -464,9 +470,6 @@ class ProcessExecutor(Executor):
         if len(self._workers) <= self._n_slots:
             return False
         return sum(1 for each in self._workers.values() if not each.retired and not each.n_waiting) > self._n_slots
-
-    def _poke(self, worker: WorkerHandle) -> None:
-        self._signal(worker, _POKE)
 
     def _retire(self, worker: WorkerHandle) -> None:
         worker.retired = True

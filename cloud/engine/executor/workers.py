@@ -53,6 +53,8 @@ class WorkerHandle:
         retired: It is to end; it gets no more work.
         cut_off: It lives and its socket is closed: a job of its did that.
         lies: It told of items that it was not given: nothing it tells is believed any more.
+        is_heard: What it sent is being reported; nothing more is to be read of it meanwhile.
+        unanswered: Since when it has held what it did not send when it was asked to.
         environment: What it is; it gets batches of that environment only.
         template: Forked it; None before that, and when that is dead.
     """
@@ -81,6 +83,8 @@ class WorkerHandle:
         self.seen_current = -1
         self.seen_at = 0.0
         self.poke_again_at = 0.0
+        self.is_heard = False
+        self.unanswered = 0
         self._looks = False
         self._n_outcomes = 0
         self._functions: dict[int, int] = {}

@@ -33,7 +33,7 @@ class ItemRecord:
 
     def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]], is_silent: Callable[[], bool]) -> None:
         self.values: list[Any] = []
-        self.position = 0
+        self.position = self._n_packed = 0
         self._pid = pid
         self._output = output
         self._is_silent = is_silent
@@ -53,6 +53,12 @@ class ItemRecord:
             self._used, self._used_at = usage(), now
         self._began = self._epoch + now, now
         return now
+
+    def go_on(self) -> None:
+        """The item that runs is the first of the next record: what came before it was packed."""
+        self.position += self._n_packed
+        now = time.perf_counter()
+        self._began = self._began[0] + now - self._began[1], now
 
     def keep_times(self, position: int, began: float, ended: float) -> bool:
         """Keep the times of an item that is not small; False if it printed, and must have an outcome of its own."""
@@ -97,7 +103,7 @@ class ItemRecord:
             packed = pack_outcome(DONE, sections, pid=self._pid, started=started, runtime_s=ended - began)
         else:
             packed = pack_value(PACKED, content, self._pid, started, ended - began, 0.0, 0.0, 0)
-        n = len(values)
+        n = self._n_packed = len(values)
         values.clear()
         times.clear()
         return self.position, n, packed

@@ -407,11 +407,11 @@ class Worker:
             self._send_held()
 
     def _send_held(self) -> None:
-        n = len(self._items.values)
-        if n:
+        if self._items.values:
             self._pack_items(time.perf_counter(), take_output=False)
-            self._begin_items(self._items.position + n)
+            self._items.go_on()
         self._outbox.flush(wake=True)
+        self._outbox.note_beginning()  # of what is about to end
 
     # --- signals ------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class Outbox:
         self._n_sent = 0
         self._flushed_at = 0.0
         self._has_failure = False
+        self._failed_at = 0.0
         self._n_bytes = 0
 
     def note_beginning(self) -> None:
@@ -59,24 +60,25 @@ class Outbox:
     @property
     def hold_s(self) -> float:
         """How long an outcome is held for those of the next items, which then go with it."""
-        return 1e-9 * self._slots[ch.HOLD]
+        return _FAILURE_S if self._has_failure else 1e-9 * self._slots[ch.HOLD]
 
     def is_due(self) -> bool:
         """Whether what is held has been held long enough."""
         if self._n_bytes > _MAX_HELD_BYTES:
             return True
-        return time.monotonic() - self._flushed_at > (_FAILURE_S if self._has_failure else self.hold_s)
+        # The first failure at once; those that follow it closely together.
+        return time.monotonic() - (self._failed_at if self._has_failure else self._flushed_at) > self.hold_s
 
     def flush(self, *, wake: bool = False) -> None:
         """Hand over what is held; with ``wake`` by the socket, which wakes the engine."""
         held, self._held = self._held, []
         if held and os.getpid() != self._pid:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
-        wake = wake or self._has_failure
-        self._has_failure = False
         self._n_bytes = 0
         self._slots[ch.HELD] = 0
         self._flushed_at = time.monotonic()
+        if self._has_failure:
+            self._has_failure, self._failed_at, wake = False, self._flushed_at, True
         plain = [frame for frame, segment in held if segment is None]
         if len(plain) < len(held):
             self._send_in_order(held)
