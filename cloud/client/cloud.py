@@ -1,6 +1,6 @@
 """The verbs: ``call, map, join, result, …``, once, over whatever backend is current.
 
-What a verb needs after a backend is opened is loaded in it: workers start meanwhile.
+What a verb needs after a backend is opened is loaded as one is: workers start meanwhile.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Cloud:
                     if self._over:
                         raise BackendClosed(f"{self._name} was closed")
                     opened = self._opener()
+                    from cloud.client import rest  # noqa: F401
+
                     self._functions = FunctionCache()
                     self._limit = self._max_transmit_bytes()
                     self._backend = opened
@@ -285,12 +287,10 @@ class Cloud:
         return self._open().now()
 
     def _watch(self, backend: Backend, jids: Jids, callbacks: dict[str, Any]) -> None:
-        with self._lock:
-            if self._callbacks is None:
-                from cloud.client.callbacks import Callbacks
+        from cloud.client.callbacks import Callbacks
 
-                self._callbacks = Callbacks()
-            thread = self._callbacks
+        with self._lock:
+            thread = self._callbacks = self._callbacks or Callbacks()
         notify = thread.notifier(callbacks.get("_callback", []), callbacks.get("_callback_on_error", []))
         backend.on_each_final(jids, notify)
 

@@ -28,12 +28,16 @@ class Toy(ByHand):
     Attributes:
         led_by: Names of the threads that polled, in order.
         n_polling: Threads in ``poll`` now; more than one is against the contract.
+        patience: How patient each poll was, in order.
     """
+
+    patient = False
 
     def __init__(self, lock: Any) -> None:
         super().__init__()
         self.lock = lock
         self.led_by: list[str] = []
+        self.patience: list[bool] = []
         self.n_polling = 0
         self.broken: list[str] = []
         self._events: deque[Callable[[], None]] = deque()
@@ -61,6 +65,8 @@ class Toy(ByHand):
         if self.lock._is_owned():
             self.broken.append("the engine's lock is held")
         self.led_by.append(threading.current_thread().name)
+        self.patience.append(patient)
+        self.patient = patient
         try:
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
             with self._condition:
@@ -166,6 +172,19 @@ def test_a_deadline_ends_the_wait_of_a_leader(house: House) -> None:
     began = time.monotonic()
     assert not house.drive("a", 0.05)
     assert 0.05 <= time.monotonic() - began < SOON_S
+
+
+def test_nobody_is_patient_while_another_waits(house: House) -> None:
+    leader = house.start("all", wait=lambda: house.waiting.drive(lambda: "all" in house.done, None, patient=True))
+    until(lambda: house.toy.n_polling == 1)
+    follower = house.follower("one")
+    until(lambda: len(house.toy.patience) == 2)
+    house.finish("one")
+    assert follower.result(SOON_S)
+    until(lambda: len(house.toy.patience) == 3)
+    house.finish("all")
+    assert leader.result(SOON_S)
+    assert house.toy.patience == [True, False, True]
 
 
 def test_a_deadline_ends_the_wait_of_a_follower(house: House) -> None:

@@ -24,6 +24,7 @@ from functools import partial
 from cloud.engine import channel as ch
 from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
+from cloud.engine.executor.deaths import describe_death
 from cloud.engine.executor.lookout import STALL_S, Lookout
 from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
@@ -555,9 +556,6 @@ class ProcessExecutor(Executor):
         self.wake()
 
     def _describe_death(self, worker: WorkerHandle, status: int) -> tuple[str, int | None, bool]:
-        # Loaded here: most programs never need it.
-        from cloud.engine.executor.deaths import describe_death
-
         return describe_death(status, worker.pid, cut_off=worker.cut_off)
 
     def _why_not_started(self, worker: WorkerHandle, reason: str) -> str:
