@@ -436,9 +436,9 @@ class Cloud:
         Raises:
             From ``next``: CloudException of a failed job; CloudTimeoutError.
         """
-        ids = jid_list(jids, "cloud.iresult")
         from cloud.client.ordered import Results
 
+        ids = jid_list(jids, "cloud.iresult")
         backend = self._open()
         backend.statuses(ids)  # an unknown jid raises here, not in the middle
         ahead = num_in_parallel if 1 <= num_in_parallel <= _MAX_READ_AHEAD else _MAX_READ_AHEAD

@@ -6,6 +6,6 @@ Later a program may have no descriptor left to read a module by.
 from __future__ import annotations
 
 from cloud.client import callbacks, info, ordered, progress, results
-from cloud.serialization import comparing, explain
+from cloud.serialization import explain
 
-__all__ = ["callbacks", "comparing", "explain", "info", "ordered", "progress", "results"]
+__all__ = ["callbacks", "explain", "info", "ordered", "progress", "results"]

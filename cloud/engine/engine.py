@@ -118,7 +118,7 @@ class Engine(Source):
             self._empty_intake()
         return self._store
 
-    def look(self) -> None:
+    def call_in(self) -> None:
         """Know of the ends that can be known by now: whoever waits may be patient, and whoever asks must not be.
 
         Raises:
@@ -127,7 +127,7 @@ class Engine(Source):
         self.check_open()
         if self.executor.patient:
             with self.changing:
-                self.executor.look()
+                self.executor.call_in()
 
     @property
     def n_unfinished(self) -> int:
@@ -533,7 +533,7 @@ class Engine(Source):
         """
         self.check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
-        self.look()
+        self.call_in()
         with self.lock:
             runs = self.store.runs(jids)
             if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
@@ -589,7 +589,7 @@ class Engine(Source):
 
     def finals(self, jids: Jids) -> list[tuple[int, int, int]]:
         """(first jid, n, status) of each run of these jobs that is final, in order."""
-        self.look()
+        self.call_in()
         with self.lock:
             return [
                 (batch.jid0 + low, n, batch.states[low])
@@ -672,7 +672,7 @@ class Engine(Source):
 
     def statuses(self, jids: Jids) -> bytearray:
         """One status code a jid, in order."""
-        self.look()
+        self.call_in()
         with self.lock:
             codes = bytearray()
             running: dict[int, list[tuple[int, int]]] | None = None
@@ -719,7 +719,7 @@ class Engine(Source):
         Returns:
             Jids of the running ones, whose end is still to come: wait for them.
         """
-        self.look()
+        self.call_in()
         with self.changing:
             if jids is None:
                 runs = [(batch, 0, batch.n) for batch in self.store.batches(unfinished=True)]

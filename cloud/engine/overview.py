@@ -20,7 +20,7 @@ _MAX_ITEMS: Final = 100_000
 def overview(engine: Engine) -> dict[str, Any]:
     """Numbers: ``counts`` of jobs by status code, ``n_slots``, ``n_used`` of them, and ``n_workers``."""
     executor = engine.executor
-    engine.look()
+    engine.call_in()
     with engine.lock:
         counts = engine.store.tally()
         counts[WAITING] = engine.n_waiting
@@ -71,7 +71,7 @@ def select(
     """Jids of jobs that match all that is given, in order. ``function`` matches the name or its last part."""
     engine.check_open()
     wanted = None if status is None else frozenset(status)
-    engine.look()
+    engine.call_in()
     with engine.lock:
         found: list[int] = []
         running = by_batch(engine.executor.running() if wanted is not None else ())
@@ -114,7 +114,7 @@ def listing(
         (jobs, where to go on: the next ``before``; None at the end).
     """
     wanted = None if status is None else frozenset(status)
-    engine.look()
+    engine.call_in()
     with engine.lock:
         running = by_batch(engine.executor.running())
         end = 1 << 62 if before is None else before

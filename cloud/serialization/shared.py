@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Sequence
 from mmap import ACCESS_COPY, PAGESIZE
 
+from cloud.serialization.comparing import alike
 from cloud.serialization.memory import MemoryFile, mapped, max_files
 
 TYPE_CHECKING = False
@@ -209,9 +210,6 @@ class Copy:
     def __init__(self, segment: Segment, buffers: list[memoryview], start: int = 0, n: int | None = None) -> None:
         self._offset = sum(_page_aligned(buffer.nbytes) for buffer in buffers[:start])
         mine = buffers[start : None if n is None else start + n]
-        from cloud.serialization.comparing import alike  # loaded here: few programs have large constants
-
-        self._alike = alike
         # Held, so that no other object can take its place.
         self._constants = [buffer.obj if _is_constant(buffer.obj) else None for buffer in mine]
         self._lengths = [buffer.nbytes for buffer in mine]
@@ -227,7 +225,7 @@ class Copy:
             if buffer.nbytes != length:
                 return False
             is_known = constant is not None and buffer.obj is constant and _is_constant(constant)
-            if not is_known and not self._alike(buffer, whole[offset : offset + length]):
+            if not is_known and not alike(buffer, whole[offset : offset + length]):
                 return False
             offset += _page_aligned(length)
         return True

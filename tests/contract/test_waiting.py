@@ -420,25 +420,6 @@ def test_who_asks_sees_what_has_ended_while_another_waits_for_all(
 
 
 @CHILDREN_ONLY
-def test_one_job_of_a_map_is_had_at_once_while_another_waits_for_all(
-    api: ModuleType, waiter: Callable[[range], Future[Any]]
-) -> None:
-    api.result(api.map(_ends, range(20)))
-    jids = api.map(_ends, range(1500))
-    waiting = waiter(jids)
-    late_s = []
-    while not waiting.done():
-        time.sleep(0.05)  # until the other one is patient again
-        n_done = sum(status == "done" for status in api.status(jids))
-        if n_done < len(jids) - 100:
-            end = api.result(jids[n_done + 4])
-            late_s.append(time.monotonic() - end)
-    waiting.result(60)
-    assert len(late_s) > 3
-    assert sorted(late_s)[len(late_s) // 4] < 0.03  # that it is at once shows in tests/unit/test_waiting.py
-
-
-@CHILDREN_ONLY
 def test_callbacks_are_called_at_once_while_another_waits_for_all(
     api: ModuleType, waiter: Callable[[range], Future[Any]]
 ) -> None:
@@ -465,7 +446,7 @@ def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
             api.result(jids)
         late_s.append(time.monotonic() - float(str(caught.value.__cause__)))
         api.kill(jids)
-    assert sorted(late_s)[1] < 0.03
+    assert sorted(late_s)[2] < 0.02
 
 
 @CHILDREN_ONLY

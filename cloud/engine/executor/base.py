@@ -219,10 +219,10 @@ class Executor(ABC):
 
     @property
     def patient(self) -> bool:
-        """True while whoever polls is patient and sleeps, so that ``look`` may find something."""
+        """True while whoever polls is patient and sleeps, so that ``call_in`` may find something."""
         return False
 
-    def look(self) -> None:
+    def call_in(self) -> None:
         """Report what has ended and was not reported, as whoever polls is patient. Under the lock."""
         return
 

@@ -1,9 +1,9 @@
 """Looking at workers that say nothing: what they left, items that turn out long, floods of output; and how often.
 
 While workers have more than the item they run, they leave outcomes in their rings, and somebody looks into those every
-few milliseconds. A look takes a core from a worker for a fifth of a millisecond. So whoever waits for a whole map looks
-less often, while all workers are busy and nobody is to be told of single jobs: it is *patient*. Whoever asks about jobs
-meanwhile has a look first (``Executor.look``).
+few milliseconds. A look takes a core from a worker for a fifth of a millisecond. So whoever waits for a whole map is
+*patient*, while all workers are busy and nobody is to be told of single jobs: looks are few, and workers hold outcomes
+for as long. Whoever asks about jobs meanwhile calls those in first (``Executor.call_in``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ STALL_S: Final = 0.005
 _LOOK_S: Final = 0.006
 _LOOK_PATIENTLY_S: Final = 0.040
 _AHEAD_PATIENTLY_S: Final = 5 * AHEAD_S
-_HOLD_NS: Final = ch.HOLD_NS
 _HOLD_PATIENTLY_NS: Final = int(1e9 * _LOOK_PATIENTLY_S)
 _OVERDUE_NS: Final = 1_500_000
 """A worker holds outcomes no longer than it may and this, but for an item that turns out to be long."""
@@ -82,7 +81,7 @@ class Lookout:
         )
         for worker in self._workers():
             leaves = worker.n_items_over_one
-            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else _HOLD_NS)
+            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else ch.HOLD_NS)
             if leaves:
                 n_regular += 1
                 least_s = min(least_s, worker.left_s)
@@ -148,9 +147,11 @@ class Lookout:
         until = time.monotonic() + _ANSWER_S
         while holding and time.monotonic() < until:
             time.sleep(0.0002)
+            # Before the reading: one that sends between the two has not been read.
+            left = [worker for worker in holding if self._holds(worker, _UNKNOWN_NS, time.monotonic())]
             for worker in holding:
                 self._read(worker)
-            holding = [worker for worker in holding if self._holds(worker, _UNKNOWN_NS, time.monotonic())]
+            holding = left
         for worker in holding:
             worker.unanswered = worker.slots[ch.HELD]
 

@@ -326,7 +326,7 @@ class ProcessExecutor(Executor):
         if stalled:
             self._take_back(stalled)
 
-    def look(self) -> None:
+    def call_in(self) -> None:
         n_heard = self._n_heard
         if self._lookout.patient:
             self._lookout.call_in()

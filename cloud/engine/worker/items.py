@@ -33,7 +33,7 @@ class ItemRecord:
 
     def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]], is_silent: Callable[[], bool]) -> None:
         self.values: list[Any] = []
-        self.position = self._n_packed = 0
+        self.position = 0
         self._pid = pid
         self._output = output
         self._is_silent = is_silent
@@ -54,9 +54,9 @@ class ItemRecord:
         self._began = self._epoch + now, now
         return now
 
-    def go_on(self) -> None:
-        """The item that runs is the first of the next record: what came before it was packed."""
-        self.position += self._n_packed
+    def go_on(self, n: int) -> None:
+        """The item that runs is the first of the next record: the ``n`` before it were packed."""
+        self.position += n
         now = time.perf_counter()
         self._began = self._began[0] + now - self._began[1], now
 
@@ -103,7 +103,7 @@ class ItemRecord:
             packed = pack_outcome(DONE, sections, pid=self._pid, started=started, runtime_s=ended - began)
         else:
             packed = pack_value(PACKED, content, self._pid, started, ended - began, 0.0, 0.0, 0)
-        n = self._n_packed = len(values)
+        n = len(values)
         values.clear()
         times.clear()
         return self.position, n, packed

@@ -407,9 +407,10 @@ class Worker:
             self._send_held()
 
     def _send_held(self) -> None:
-        if self._items.values:
+        n = len(self._items.values)
+        if n:
             self._pack_items(time.perf_counter(), take_output=False)
-            self._items.go_on()
+            self._items.go_on(n)
         self._outbox.flush(wake=True)
         self._outbox.note_beginning()  # of what is about to end
 

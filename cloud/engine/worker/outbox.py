@@ -75,7 +75,6 @@ class Outbox:
         if held and os.getpid() != self._pid:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
         self._n_bytes = 0
-        self._slots[ch.HELD] = 0
         self._flushed_at = time.monotonic()
         if self._has_failure:
             self._has_failure, self._failed_at, wake = False, self._flushed_at, True
@@ -87,6 +86,7 @@ class Outbox:
             if wake or self._slots[ch.SEEN] != self._n_sent or not self._ring.put(data):
                 self._n_sent += len(plain)
                 self._link.send(data)
+        self._slots[ch.HELD] = 0  # now, and not before: whoever called it in finds it there
 
     def _send_in_order(self, held: list[tuple[bytes, Segment | None]]) -> None:
         plain: list[bytes] = []
