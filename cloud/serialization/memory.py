@@ -16,6 +16,7 @@ HIGH_FD: Final = 512
 """From here on: code that closes every low descriptor, or that files are opened by, misses them."""
 
 _IO_BYTES: Final = 1 << 30
+_MAP_FIXED: Final = 0x10
 _MAX_FILES: Final = 4096
 _MAX_MAPPINGS: Final = 256
 """Mappings have the lowest numbers, and programs that ``select`` need those below 1024 themselves."""
@@ -28,9 +29,10 @@ class MemoryFile:
         fd: Its descriptor; -1 once closed.
         end: Where what is written next begins.
         n_parts: How many segments were put into it here.
+        is_shared: What is written to its views is in the file, until it is frozen; else it is seen by nobody else.
     """
 
-    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "end", "fd", "n_parts")
+    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "end", "fd", "is_shared", "n_parts")
 
     n_open: ClassVar[list[int]] = [0]
     _received: ClassVar[weakref.WeakValueDictionary[tuple[int, int], MemoryFile]] = weakref.WeakValueDictionary()
@@ -38,6 +40,7 @@ class MemoryFile:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.end = self.n_parts = 0
+        self.is_shared = False
         self._pid = os.getpid()
         self._inode = _inode(fd)
         self._mapping: weakref.ref[_Mapping] | None = None
@@ -89,22 +92,46 @@ class MemoryFile:
             n_read += n
         return content
 
-    def private(self, offset: int, n_bytes: int) -> memoryview:
-        """A part, writable; what is written to it is seen by nobody else, not by who gets the same part next either.
+    def view(self, offset: int, n_bytes: int) -> memoryview:
+        """A part, writable; who gets the same part next does not see what is written to it, unless it is shared.
 
         One mapping serves all parts, since each takes a descriptor.
         """
-        mapping = None if self._mapping is None else self._mapping()
+        mapping = self._mapped()
         if mapping is None or not mapping.take(offset, n_bytes):
             if _Mapping.n_open[0] >= max_mappings():
                 return memoryview(self.read(offset, n_bytes))
             try:
-                mapping = mapped(self.fd, 0, _Mapping, access=ACCESS_COPY)
+                mapping = mapped(
+                    self.fd, 0, _Mapping, **(_shared_at_once() if self.is_shared else {"access": ACCESS_COPY})
+                )
             except OSError:
                 return memoryview(self.read(offset, n_bytes))
             mapping.take(offset, n_bytes)
             self._mapping = weakref.ref(mapping)
         return memoryview(mapping)[offset : offset + n_bytes]
+
+    def offset_of(self, view: memoryview) -> int | None:
+        """Where in it a view begins whose memory is that of its views; None for any other."""
+        mapping = self._mapped()
+        if mapping is None or view.readonly or not _can_tell_addresses():
+            return None
+        offset = _address(view) - _address(mapping)
+        return offset if 0 <= offset <= len(mapping) - view.nbytes else None
+
+    def freeze(self) -> bool:
+        """Change it no more: what is written to its views is seen by nobody else from now on. Idempotent.
+
+        Returns:
+            Whether that could be done.
+        """
+        mapping = self._mapped()
+        if not self.is_shared or mapping is None or _map_privately(mapping, self.fd):
+            self.is_shared = False
+        return not self.is_shared
+
+    def _mapped(self) -> _Mapping | None:
+        return None if self._mapping is None else self._mapping()
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
@@ -121,7 +148,7 @@ class MemoryFile:
 
 
 class _Mapping(mmap):
-    """A private mapping of a whole file. Its users are views of it: it ends with the last of them."""
+    """A mapping of a whole file. Its users are views of it: it ends with the last of them."""
 
     n_open: ClassVar[list[int]] = [0]
 
@@ -183,6 +210,45 @@ def mapped(fd: int, n_bytes: int, kind: type[mmap] = mmap, **options: Any) -> An
     finally:
         for each in taken:
             os.close(each)
+
+
+def _shared_at_once() -> dict[str, int]:
+    """Options of a shared mapping that is all written to: its pages are mapped together."""
+    from mmap import MAP_POPULATE, MAP_SHARED
+
+    return {"flags": MAP_SHARED | MAP_POPULATE}
+
+
+def _can_tell_addresses() -> bool:
+    try:
+        import ctypes  # noqa: F401 - some builds of Python come without it
+    except ImportError:
+        return False
+    return True
+
+
+def _address(memory: Any) -> int:
+    """Of a writable buffer; true for as long as somebody else holds the buffer."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _map_privately(mapping: mmap, fd: int) -> bool:
+    """Map the file privately, where it is mapped already: what was read there is read there still."""
+    try:
+        import ctypes
+
+        function = ctypes.CDLL(None).mmap
+    except (ImportError, OSError, AttributeError):
+        return False
+    from mmap import MAP_PRIVATE, PROT_READ, PROT_WRITE
+
+    function.restype = ctypes.c_void_p
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    place = _address(mapping)
+    done: bool = function(place, len(mapping), PROT_READ | PROT_WRITE, MAP_PRIVATE | _MAP_FIXED, fd, 0) == place
+    return done
 
 
 def move_out_of_reach(fd: int) -> int:

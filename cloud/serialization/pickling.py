@@ -29,7 +29,7 @@ from cloud.errors import SerializationError
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
-from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
+from cloud.serialization.shared import SHARE_BYTES, Segment, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
 from cloud.serialization.variants import unpack_variant, varied
 
 TYPE_CHECKING = False
@@ -345,13 +345,12 @@ def _packed(
     buffers: list[memoryview] | None,
     sent: Sent | None = None,
     proven: int = 0,
-    *,
-    together: bool = False,
+    **options: Any,
 ) -> bytes | None:
     """A payload; None if its buffers must go into the pickle, as there can be no segment."""
     if not buffers and (buffers is None or sent is not None or sum(map(len, pieces)) < SHARE_BYTES):
         return b"".join(pieces)
-    shared = pack_shared(pieces, buffers, sent, proven, together=together)
+    shared = pack_shared(pieces, buffers, sent, proven, **options)
     return b"".join(pieces) if shared is None and not buffers else shared
 
 
@@ -456,13 +455,26 @@ def dumps_without_functions(obj: Any, namespace: Namespace | None = None) -> byt
     return dumps(obj, namespace)
 
 
-def dumps_result(obj: Any, namespace: Namespace, *, share: bool = False) -> bytes:
-    """Pickle what comes *back* from a job: the reader has the program's definitions, so names suffice."""
+def dumps_result(
+    obj: Any,
+    namespace: Namespace,
+    *,
+    share: bool = False,
+    in_place: Callable[[list[memoryview]], Segment | None] | None = None,
+) -> bytes:
+    """Pickle what comes *back* from a job: the reader has the program's definitions, so names suffice.
+
+    Args:
+        obj: The job's result.
+        namespace: Where ``__main__`` lives.
+        share: As for ``dumps``.
+        in_place: As for ``pack_shared``.
+    """
     buffers: list[memoryview] | None = [] if share else None
     pieces, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
     if pickler.uses_main:
         pieces = _Pieces([_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)])
-    return _packed(pieces, buffers, together=True) or dumps_result(obj, namespace)
+    return _packed(pieces, buffers, together=True, in_place=in_place) or dumps_result(obj, namespace)
 
 
 def dumps_plain(obj: Any) -> bytes:

@@ -17,7 +17,7 @@ import errno
 import struct
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from mmap import ACCESS_COPY, PAGESIZE
 
 from cloud.serialization.comparing import alike
@@ -96,13 +96,27 @@ class Segment:
         elif self.file is None:
             raise OSError(errno.EMFILE, "large buffers were lost on the way: this process has too many open files")
         else:
-            whole = self.file.private(self.offset, self.n_bytes)
+            whole = self.file.view(self.offset, self.n_bytes)
         found = []
         offset = 0
         for length in lengths:
             found.append(whole[offset : offset + length])
             offset += _page_aligned(length)
         return found
+
+    def part_of(self, buffers: Sequence[memoryview]) -> Segment | None:
+        """The segment of just these buffers, if they are most of this one and lie in it as in one of their own."""
+        if self.file is None:
+            return None
+        places = [self.file.offset_of(buffer) for buffer in buffers]
+        start = end = places[0] or 0
+        n_bytes = 0
+        for place, buffer in zip(places, buffers, strict=True):
+            if place != end:
+                return None
+            n_bytes = end - start + buffer.nbytes
+            end += _page_aligned(buffer.nbytes)
+        return Segment(self.file, start, n_bytes) if 2 * n_bytes > self.n_bytes else None
 
     def whole(self) -> memoryview:
         """All of it as it was written, to be compared with."""
@@ -168,6 +182,7 @@ def pack_shared(
     proven: int = 0,
     *,
     together: bool = False,
+    in_place: Callable[[list[memoryview]], Segment | None] | None = None,
 ) -> SharedBytes | None:
     """A pickle and the buffers left out of it; None when they must go into it after all.
 
@@ -177,6 +192,7 @@ def pack_shared(
         sent: What was packed in their place before: the same object again, if nothing has changed.
         proven: How many of the last buffers are what they were if the pickle is.
         together: As for ``Segment.write``.
+        in_place: Gives a segment that holds these buffers already.
     """
     lengths = [buffer.nbytes for buffer in buffers]
     content: list[Sequence[Any]] = [[buffer] for buffer in buffers]
@@ -188,7 +204,9 @@ def pack_shared(
     packed = b"".join((_MARK, _COUNT.pack(len(lengths)), struct.pack(f"<{len(lengths)}Q", *lengths), *pieces))
     if sent is not None and (before := sent.payload_if(packed, buffers[: len(buffers) - proven])) is not None:
         return before
-    segment = Segment.write(content, together=together)
+    segment = None if in_place is None or pieces == () else in_place(buffers)
+    if segment is None:
+        segment = Segment.write(content, together=together)
     if segment is None:
         return None
     shared = attach(packed, segment)

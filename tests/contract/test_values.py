@@ -364,6 +364,23 @@ def test_a_job_changes_nothing_here(api: ModuleType) -> None:
     assert once(api, change, given) == [1, 2, 0, 3]
 
 
+def test_an_array_that_jobs_change_and_keep_comes_back_as_it_was_when_they_ended(api: ModuleType) -> None:
+    array = np.arange(60_000.0)
+
+    def change(array: Any, n: int) -> Any:
+        change.__dict__.setdefault("kept", []).append(array)
+        for each in change.__dict__["kept"]:
+            each += n
+        return array
+
+    found = [once(api, change, array, n) for n in range(1, 4)]
+    found += api.result(api.map(change, [array] * 3, [7] * 3))
+    for result, n in zip(found, (1, 2, 3, 7, 7, 7), strict=True):
+        assert np.array_equal(result, array + n)
+        result -= 1000
+    assert np.array_equal(array, np.arange(60_000.0))
+
+
 # --- what cannot be sent ----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 
@@ -63,6 +64,15 @@ def segfault() -> None:
 
 def abort() -> None:
     os.abort()
+
+
+def double_and_die(numbers: Any, dying: str) -> Any:
+    """The numbers, doubled in place. Who finds the file takes it away, and dies when that is done."""
+    numbers *= 2
+    with suppress(FileNotFoundError):
+        os.remove(dying)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return numbers
 
 
 def kill_self(number: int) -> None:

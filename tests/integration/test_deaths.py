@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -98,6 +99,18 @@ def test_restartable_jobs_survive_the_deaths_of_their_workers(start: Opener, wit
     again = sum(1 for n in starts_by_item(witness).values() if n > 1)
     assert 0 < again <= N_KILLS
     all_workers_work(cloud, 4, witness)
+
+
+def test_who_runs_again_gets_the_arguments_as_they_were_sent(start: Opener, tmp_path: Path) -> None:
+    cloud = start(1)
+    numbers, dying = np.arange(100_000.0), tmp_path / "dying"
+    # From the second job in the same worker on, what is returned lies in the memory that was given.
+    for dies in (False, False, True, False, False):
+        if dies:
+            dying.touch()
+        jid = cloud.call(jobs.double_and_die, numbers, str(dying))
+        assert np.array_equal(cloud.result(jid, timeout=20), 2 * numbers)
+        assert cloud.info(jid, "attempt")[jid]["attempt"] == 1 + dies
 
 
 def test_jobs_that_must_not_be_restarted_run_at_most_once(start: Opener, witness: Path) -> None:

@@ -152,3 +152,16 @@ def test_a_closed_cloud_leaves_nothing(start: Opener) -> None:
     assert leaks.found() != []
     cloud.close()
     assert leaks.found_after(2.0) == []
+
+
+def test_idle_workers_hold_no_large_arguments(start: Opener) -> None:
+    cloud = start(2)
+    large = bytes(3 << 20)
+    assert cloud.result(cloud.map(len, [large] * 12)) == [len(large)] * 12
+    assert cloud.result([cloud.call(len, large) for _ in range(4)]) == [len(large)] * 4
+    until(lambda: not any(_large_files(pid) for pid in worker_pids(cloud)), "they let go of them")
+
+
+def _large_files(pid: int) -> list[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    return [each.name for each in folder.iterdir() if each.exists() and each.stat().st_size >= 3 << 20]

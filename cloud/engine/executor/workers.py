@@ -15,7 +15,7 @@ from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.base import Task
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.ring import RING_BYTES, Ring
-from cloud.engine.store.base import Batch
+from cloud.engine.store.base import Batch, Chunk
 from cloud.engine.stream import WITH_SEGMENT, Frame, FrameStream
 from cloud.engine.worker.capture import free_pages, tail
 from cloud.jobs import DEFAULT_OPTIONS
@@ -255,12 +255,13 @@ class WorkerHandle:
         self, task: Task, batch: Batch, n: int, attempt: int, flags: int, extras: bytes, parts: list[bytes]
     ) -> None:
         chunk = batch.chunk_at(task.start)
-        if chunk.token not in self._chunks:
+        if type(chunk.payload) is SharedBytes:  # one item, which the worker does not keep
+            self._add_chunk(chunk, parts)
+        elif chunk.token not in self._chunks:
             if len(self._chunks) >= ch.MAX_CHUNKS:
                 self._chunks.pop(next(iter(self._chunks)))
             self._chunks[chunk.token] = None
-            head = ch.CHUNK_HEAD.pack(chunk.token, chunk.kind, chunk.n)
-            self._add_frame(parts, ch.CHUNK, head, chunk.payload)
+            self._add_chunk(chunk, parts)
         head = ch.RANGE_HEAD.pack(
             task.position,
             batch.jid0 + task.start,
@@ -274,6 +275,9 @@ class WorkerHandle:
             n,
         )
         parts.append(ch.frame(ch.RANGE, head, extras))
+
+    def _add_chunk(self, chunk: Chunk, parts: list[bytes]) -> None:
+        self._add_frame(parts, ch.CHUNK, ch.CHUNK_HEAD.pack(chunk.token, chunk.kind, chunk.n), chunk.payload)
 
     def write(self, data: bytes, segment: Segment | None = None) -> bool:
         """Send, or keep what the socket does not take now; False if something is kept."""

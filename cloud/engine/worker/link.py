@@ -88,6 +88,11 @@ class Link:
             self._poll.poll()
             self._read()
 
+    def linger(self, seconds: float) -> None:
+        """Wait until something arrives, and no longer than this."""
+        if not self._n_requests:
+            self._poll.poll(1000 * seconds)
+
     def look(self) -> bool:
         """Take what has arrived, without waiting; True if there is something in ``frames`` now."""
         if not self._n_requests:  # else a job has asked something, and threads that it left behind may be reading

@@ -23,12 +23,13 @@ from cloud.engine.worker.items import ItemRecord
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
+from cloud.engine.worker.received import Received
 from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
 from cloud.serialization.namespace import CopiedNamespace, Namespace
-from cloud.serialization.shared import payload_from
+from cloud.serialization.shared import SharedBytes, payload_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ POKE: Final = signal.SIGURG
 _BROKEN_EXIT: Final = 70
 _LARGE: Final = 4096
 """Values of this length are not kept back to be sent with others."""
+
+_LINGER_S: Final = 0.01
+"""Who is last to close a file gives its memory back, 7 ms for 100 MB: not the engine, which somebody may wait for."""
 
 _MAX_VALUES: Final = 8192
 """About so many values share a record: as many as the processor's caches hold."""
@@ -85,11 +89,8 @@ class Worker:
             put_in_force(self._limited)
         self._surroundings = Surroundings(self._dirty, settings["thread_defaults"], own=confined is not None)
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
-        self._contexts: dict[int, tuple[Any, ...]] = {}
         self._context = 0
-        self._payloads: dict[int, bytes] = {}
-        self._functions: dict[int, Callable[..., Any]] = {}
-        self._chunks: dict[int, tuple[int, Any]] = {}
+        self._received = Received(self.namespace)
         self._items = ItemRecord(self.pid, self._end_of_output, self._capture.is_silent)
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
@@ -106,12 +107,12 @@ class Worker:
     def loop(self) -> None:
         """Serve until the engine closes the socket."""
         handlers: dict[int, Callable[[Any], None]] = {
-            ch.CONTEXT: self._on_context,
-            ch.FUNCTION: self._on_function,
-            ch.CHUNK: self._on_chunk,
+            ch.CONTEXT: self._received.on_context,
+            ch.FUNCTION: self._received.on_function,
+            ch.CHUNK: self._received.on_chunk,
             ch.RUN: self._on_run,
             ch.RANGE: self._on_range,
-            ch.FORGET: self._on_forget,
+            ch.FORGET: self._received.on_forget,
             ch.RESUME: self._on_resume,
             ch.INITIALIZE: self._on_initialize,
             ch.IDENTITY: self._on_identity,
@@ -119,6 +120,7 @@ class Worker:
             ch.TRACKER: self._on_tracker,
         }
         frames, slots, spin_s = self.link.frames, self.slots, self.settings["spin_s"]
+        body: Any = None
         while True:
             while frames:
                 kind, body = frames.popleft()
@@ -126,38 +128,11 @@ class Worker:
             if self._outbox.has_left and self.link.look():
                 continue
             self._outbox.finish()
+            body = None
+            if self._received.has_large:
+                self.link.linger(_LINGER_S)
+                self._received.let_go()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
-
-    def _on_context(self, body: Any) -> None:
-        number = ch.ID.unpack_from(body)[0]
-        if len(self._contexts) > 64:
-            self._contexts.clear()
-        self._contexts[number] = pickling.loads(body[ch.ID.size :])
-
-    def _on_function(self, body: Any) -> None:
-        self._payloads[ch.ID.unpack_from(body)[0]] = payload_from(body, ch.ID.size)
-
-    def _on_forget(self, body: Any) -> None:
-        token = ch.ID.unpack_from(body)[0]
-        self._payloads.pop(token, None)
-        self._functions.pop(token, None)
-
-    def _on_chunk(self, body: Any) -> None:
-        token, kind, n = ch.CHUNK_HEAD.unpack_from(body)
-        offset = ch.CHUNK_HEAD.size
-        if kind == ch.SEPARATE_CHUNK:
-            items: Any = []
-            lengths = memoryview(body)[offset : offset + 4 * n].cast("I")
-            offset += 4 * n
-            for length in lengths:
-                # An item with a segment has a chunk of its own.
-                items.append(payload_from(body, offset) if n == 1 else body[offset : offset + length])
-                offset += length
-        else:
-            items = pickling.loads_list(memoryview(body)[offset:])
-        if len(self._chunks) >= ch.MAX_CHUNKS:
-            self._chunks.pop(next(iter(self._chunks)))
-        self._chunks[token] = kind, items
 
     def _on_resume(self, body: Any) -> None:
         # Frames come in order: what was taken back lay before this one and met the limit; what follows is new.
@@ -172,7 +147,7 @@ class Worker:
         payload = payload_from(body, ch.ID.size)
 
         def load() -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
-            self._surroundings.apply(self._contexts[context])
+            self._surroundings.apply(self._received.contexts[context])
             self._context = context
             if self._inherited is not None:
                 return self._inherited.initializer, self._inherited.initargs
@@ -209,12 +184,12 @@ class Worker:
             packed, offset = ch.cut(body, offset)
             extras = pickling.loads(packed)
         if token == ch.INSIDE:
-            self._payloads[token], offset = ch.cut(body, offset)
+            self._received.payloads[token], offset = ch.cut(body, offset)
         self._jid_offset, self.depth = jid - position, depth
 
         def load() -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
             function = self._function(token, context, extras, keep=bool(flags & ch.KEEP_FUNCTION))
-            args, kwargs = pickling.loads(payload_from(body, offset), self.namespace)
+            args, kwargs = self._received.arguments(token, payload_from(body, offset))
             if slots[ch.KILL] == position:
                 raise _killed()
             return function, args, kwargs
@@ -224,9 +199,14 @@ class Worker:
     def _run(self, load: Callable[[], Any], position: int, flags: int) -> None:
         began = time.monotonic()
         call = Call(
-            load, self.namespace, profile=bool(flags & ch.PROFILE_FLAG), fast_pickle=bool(flags & ch.FAST_PICKLE)
+            load,
+            self.namespace,
+            profile=bool(flags & ch.PROFILE_FLAG),
+            fast_pickle=bool(flags & ch.FAST_PICKLE),
+            in_place=self._received.in_place,
         )
         outcome = run_call(call, self.pid, self._end_of_output, self.settings["max_transmit_bytes"])
+        self._received.end_job()
         self._outbox.hold(position, 1, outcome)
         self._tidy()
         prompt = flags & ch.PROMPT and time.monotonic() - began > _SMALL_S
@@ -238,25 +218,21 @@ class Worker:
         if context != self._context or extras:
             # Not kept if it raises: the next job then tries, and reports, again.
             self._context = 0
-            self._surroundings.apply(self._contexts[context], extras)
+            self._surroundings.apply(self._received.contexts[context], extras)
             if not extras:
                 self._context = context
-        function = self._functions.get(token)
-        if function is None:
-            function = pickling.loads(self._payloads[token], self.namespace)
-            if keep:
-                self._functions[token] = function
-        return function
+        return self._received.function(token, keep=keep)
 
     # --- a run of map items -------------------------------------------------------------------------------------------
 
     def _on_range(self, body: Any) -> None:
         position, jid, token, context, _, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
         extras: dict[str, str] = pickling.loads(body[ch.RANGE_HEAD.size + 4 :]) if flags & ch.EXTRAS else {}
-        kind, items = self._chunks[chunk]
+        kind, items = self._received.chunk(chunk)
         self.depth = depth
         self._jid_offset = jid - position
-        if flags & (ch.PROFILE_FLAG | ch.FAST_PICKLE) or self.settings["max_transmit_bytes"]:
+        is_large = n == 1 and type(items[first]) is SharedBytes
+        if is_large or flags & (ch.PROFILE_FLAG | ch.FAST_PICKLE) or self.settings["max_transmit_bytes"]:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         try:
@@ -289,7 +265,7 @@ class Worker:
                 if slots[ch.KILL] == slots[ch.CURRENT]:
                     raise _killed()
                 if kind == ch.SEPARATE_CHUNK:
-                    args, kwargs = pickling.loads(item, self.namespace)
+                    args, kwargs = self._received.arguments(token, item)
                     return function, args, kwargs
                 return function, item if kind == ch.TUPLES_CHUNK else (item,), {}
 

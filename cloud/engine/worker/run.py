@@ -26,7 +26,7 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.namespace import Namespace
-from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
+from cloud.serialization.shared import SHARE_BYTES, Segment, SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ class Call:
     Attributes:
         load: Rebuilds them: returns (function, args, kwargs).
         namespace: The program's ``__main__`` here.
+        in_place: Gives the segment that buffers of the result lie in already; None without.
     """
 
-    __slots__ = ("fast_pickle", "load", "namespace", "profile")
+    __slots__ = ("fast_pickle", "in_place", "load", "namespace", "profile")
 
     def __init__(
         self,
@@ -66,11 +67,13 @@ class Call:
         *,
         profile: bool = False,
         fast_pickle: bool = False,
+        in_place: Callable[[list[memoryview]], Segment | None] | None = None,
     ) -> None:
         self.load = load
         self.namespace = namespace
         self.profile = profile
         self.fast_pickle = fast_pickle
+        self.in_place = in_place
 
 
 def run_call(call: Call, pid: int, output: Callable[[], tuple[bytes, bytes]], max_result_bytes: int = 0) -> bytes:
@@ -175,7 +178,7 @@ def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
     if call.fast_pickle or (type(value) in pickling.ATOMS and sys.getsizeof(value) < SHARE_BYTES):
         content = pickling.dumps_plain(value)
     else:
-        content = pickling.dumps_result(value, call.namespace, share=True)
+        content = pickling.dumps_result(value, call.namespace, share=True, in_place=call.in_place)
     if max_result_bytes and size_of(content) > max_result_bytes:
         from cloud.errors import PayloadTooLarge
 

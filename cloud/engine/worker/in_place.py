@@ -1,0 +1,102 @@
+"""Large arguments that a job changes in place and returns: they go back in the memory they lie in, without a copy.
+
+A job may have to be run again, so its arguments stay as they were sent, and what it writes to are copies of their
+pages, each made as it is first written to. All of them at once are copied in a third of that time. So for functions
+that returned what they were given, that is done before they run, into a file of its own, which is their result's then.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cloud.serialization.memory import MemoryFile
+from cloud.serialization.shared import Segment, SharedBytes, attach
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+_PART_BYTES: Final = 1 << 26
+"""Copied at a time: between two parts signals are seen."""
+
+
+class InPlace:
+    """The large arguments of the job that runs, and which functions returned theirs."""
+
+    def __init__(self) -> None:
+        self._returning: set[int] = set()
+        self._function = 0
+        self._given: Segment | None = None
+        self._is_copy = self._is_returned = False
+        self._hooked = False
+
+    def given(self, function: int, payload: Any) -> Any:
+        """The payload to load a job's arguments from.
+
+        Args:
+            function: Number of the job's function.
+            payload: What was sent.
+        """
+        if type(payload) is not SharedBytes:
+            return payload
+        self._function, self._given = function, payload.segment
+        if function in self._returning and (copy := _own_copy(payload.segment)) is not None:
+            if not self._hooked:
+                # A child may write to its memory, and its parent is not to see that.
+                os.register_at_fork(before=self._keep_to_ourselves)
+                self._hooked = True
+            self._given, self._is_copy = copy, True
+            return attach(payload, copy)
+        return payload
+
+    def segment_of(self, buffers: list[memoryview]) -> Segment | None:
+        """The segment that holds just these buffers of a result, and that nobody writes to any more; None without."""
+        given = self._given
+        if given is None or given.file is None or not buffers:
+            return None
+        found = given.part_of(buffers)
+        self._is_returned = found is not None
+        return found if given.file.is_shared and given.file.freeze() else None
+
+    def end(self) -> None:
+        """The job is over."""
+        if self._given is None:
+            return
+        if self._is_returned:
+            self._returning.add(self._function)
+        elif self._is_copy:
+            self._returning.discard(self._function)
+        self._keep_to_ourselves()
+        self._given, self._is_copy, self._is_returned = None, False, False
+
+    def forget(self, function: int) -> None:
+        """The number may be another function's from now on."""
+        self._returning.discard(function)
+
+    def _keep_to_ourselves(self) -> None:
+        if self._is_copy and self._given is not None and self._given.file is not None:
+            self._given.file.freeze()
+
+
+def _own_copy(segment: Segment) -> Segment | None:
+    """A copy in a file that the job's changes are to be found in; None if there can be none."""
+    if segment.file is None or not hasattr(os, "copy_file_range"):
+        return None
+    file = MemoryFile.create()
+    if file is None:
+        return None
+    file.is_shared = True
+    n_copied = 0
+    try:
+        while n_copied < segment.n_bytes:
+            n = min(_PART_BYTES, segment.n_bytes - n_copied)
+            n = os.copy_file_range(segment.fd, file.fd, n, segment.offset + n_copied, n_copied)
+            if not n:
+                return None
+            n_copied += n
+    except OSError:
+        return None  # the limit for files is met, or no memory left
+    return Segment(file, 0, segment.n_bytes)
+
+
+__all__ = ["InPlace"]
