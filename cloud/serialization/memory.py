@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import weakref
 from mmap import ACCESS_COPY, mmap
 
@@ -32,7 +33,7 @@ class MemoryFile:
         is_shared: What is written to its views is in the file, until it is frozen; else it is seen by nobody else.
     """
 
-    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "end", "fd", "is_shared", "n_parts")
+    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "_unused", "end", "fd", "is_shared", "n_parts")
 
     n_open: ClassVar[list[int]] = [0]
     _received: ClassVar[weakref.WeakValueDictionary[tuple[int, int], MemoryFile]] = weakref.WeakValueDictionary()
@@ -44,6 +45,7 @@ class MemoryFile:
         self._pid = os.getpid()
         self._inode = _inode(fd)
         self._mapping: weakref.ref[_Mapping] | None = None
+        self._unused: _Mapping | None = None
         self.n_open[0] += 1
 
     @classmethod
@@ -119,16 +121,19 @@ class MemoryFile:
         offset = _address(view) - _address(mapping)
         return offset if 0 <= offset <= len(mapping) - view.nbytes else None
 
-    def freeze(self) -> bool:
+    def freeze(self) -> None:
         """Change it no more: what is written to its views is seen by nobody else from now on. Idempotent.
 
-        Returns:
-            Whether that could be done.
+        Raises:
+            OSError: The system does not let us.
         """
         mapping = self._mapped()
-        if not self.is_shared or mapping is None or _map_privately(mapping, self.fd):
-            self.is_shared = False
-        return not self.is_shared
+        if self.is_shared and mapping is not None:
+            if sys.getrefcount(mapping) == _n_references_of_a_variable():
+                self._unused = mapping  # until the file has been sent: to unmap 100 MB takes 6 ms
+            else:
+                _map_privately(mapping, self.fd)
+        self.is_shared = False
 
     def _mapped(self) -> _Mapping | None:
         return None if self._mapping is None else self._mapping()
@@ -219,6 +224,11 @@ def _shared_at_once() -> dict[str, int]:
     return {"flags": MAP_SHARED | MAP_POPULATE}
 
 
+def _n_references_of_a_variable() -> int:
+    probe = object()
+    return sys.getrefcount(probe)  # versions of Python differ in how they count
+
+
 def _can_tell_addresses() -> bool:
     try:
         import ctypes  # noqa: F401 - some builds of Python come without it
@@ -234,21 +244,17 @@ def _address(memory: Any) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _map_privately(mapping: mmap, fd: int) -> bool:
+def _map_privately(mapping: mmap, fd: int) -> None:
     """Map the file privately, where it is mapped already: what was read there is read there still."""
-    try:
-        import ctypes
-
-        function = ctypes.CDLL(None).mmap
-    except (ImportError, OSError, AttributeError):
-        return False
+    import ctypes
     from mmap import MAP_PRIVATE, PROT_READ, PROT_WRITE
 
+    function = ctypes.CDLL(None, use_errno=True).mmap
     function.restype = ctypes.c_void_p
     function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
     place = _address(mapping)
-    done: bool = function(place, len(mapping), PROT_READ | PROT_WRITE, MAP_PRIVATE | _MAP_FIXED, fd, 0) == place
-    return done
+    if function(place, len(mapping), PROT_READ | PROT_WRITE, MAP_PRIVATE | _MAP_FIXED, fd, 0) != place:
+        raise OSError(ctypes.get_errno(), "large arguments could not be mapped anew")
 
 
 def move_out_of_reach(fd: int) -> int:

@@ -130,6 +130,11 @@ def test_a_small_part_does_not_keep_all_of_it(learned: InPlace) -> None:
     assert os.fstat(file_of(result).fd).st_size < 16 * N
 
 
+def test_what_nobody_keeps_is_not_mapped_anew(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_map_privately", None)
+    assert np.array_equal(pickling.loads(run(learned, sent(numbers()), double)), 2 * numbers())
+
+
 def test_who_keeps_the_arguments_changes_no_result(learned: InPlace, copies: list[int]) -> None:
     kept = []
 

@@ -14,7 +14,7 @@ from cloud.serialization.shared import Segment, SharedBytes, attach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
 _PART_BYTES: Final = 1 << 26
 """Copied at a time: between two parts signals are seen."""
@@ -30,51 +30,53 @@ class InPlace:
         self._is_copy = self._is_returned = False
         self._hooked = False
 
-    def given(self, function: int, payload: Any) -> Any:
+    def given(self, function: int, payload: SharedBytes) -> SharedBytes:
         """The payload to load a job's arguments from.
 
         Args:
             function: Number of the job's function.
             payload: What was sent.
         """
-        if type(payload) is not SharedBytes:
-            return payload
-        self._function, self._given = function, payload.segment
+        self._function, self._given, self._is_copy, self._is_returned = function, payload.segment, False, False
         if function in self._returning and (copy := _own_copy(payload.segment)) is not None:
             if not self._hooked:
                 # A child may write to its memory, and its parent is not to see that.
-                os.register_at_fork(before=self._keep_to_ourselves)
+                os.register_at_fork(before=self._freeze)
                 self._hooked = True
             self._given, self._is_copy = copy, True
             return attach(payload, copy)
         return payload
 
     def segment_of(self, buffers: list[memoryview]) -> Segment | None:
-        """The segment that holds just these buffers of a result, and that nobody writes to any more; None without."""
+        """The segment that holds just these buffers of a result, and is frozen at the job's end; None without."""
         given = self._given
         if given is None or given.file is None or not buffers:
             return None
         found = given.part_of(buffers)
         self._is_returned = found is not None
-        return found if given.file.is_shared and given.file.freeze() else None
+        return found if given.file.is_shared else None
 
     def end(self) -> None:
-        """The job is over."""
+        """The job is over, and its frames are gone: what it gave is not to change any more.
+
+        Raises:
+            OSError: It cannot be kept from changing.
+        """
         if self._given is None:
             return
         if self._is_returned:
             self._returning.add(self._function)
         elif self._is_copy:
             self._returning.discard(self._function)
-        self._keep_to_ourselves()
-        self._given, self._is_copy, self._is_returned = None, False, False
+        self._freeze()
+        self._given = None
 
     def forget(self, function: int) -> None:
         """The number may be another function's from now on."""
         self._returning.discard(function)
 
-    def _keep_to_ourselves(self) -> None:
-        if self._is_copy and self._given is not None and self._given.file is not None:
+    def _freeze(self) -> None:
+        if self._given is not None and self._given.file is not None:
             self._given.file.freeze()
 
 
