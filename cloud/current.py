@@ -5,13 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import time
-import weakref
+from _thread import RLock
+from _weakrefset import WeakSet
 
 from cloud.client.cloud import Cloud
 from cloud.configuration import CloudConfig, Settings, home_folder
-from cloud.jobs import FINISHED_LABELS
 from cloud.logs import configure
 
 TYPE_CHECKING = False
@@ -35,7 +34,7 @@ class _Process:
     """What this process has: two Clouds (``cloud`` and ``cloud.mp``), settings, keys, resources."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.config = CloudConfig(self._committed)
         self.simulating: bool | None = None
         self.simulator_options: dict[str, Any] = {}
@@ -45,7 +44,7 @@ class _Process:
         self._resources: Resources | None = None
         self._accounts: tuple[str, RemoteAccounts] | None = None
         self._in_server: bool | None = None
-        self.own: weakref.WeakSet[Cloud] = weakref.WeakSet()
+        self.own: WeakSet[Cloud] = WeakSet()
         self.cloud = Cloud("cloud", self._open_current, self._closed, self._max_transmit_bytes, others=self._list_own)
         self.mp = Cloud("cloud.mp", self._open_mp, self._closed, self._max_transmit_bytes, others=self._list_own)
         atexit.register(self.close)
@@ -105,6 +104,7 @@ class _Process:
 
     def open_own(self, name: str, kind: str, **options: Any) -> Cloud:
         """A Cloud over a backend of its own."""
+        import weakref
 
         def opener() -> Backend:
             from cloud.backends import open_backend
@@ -247,7 +247,7 @@ class _Process:
 
     def _forked(self) -> None:
         # The parent's jobs, workers and threads are not the child's. Its locks may be held by threads that are gone.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self._jids = None
         self._resources = self._accounts = None
         interrupts = sys.modules.get("cloud.engine.interrupts")
@@ -269,25 +269,29 @@ def this_worker() -> Any:
 
 
 def _dumps(func: Any, reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    return process.cloud.pickle_job(func, reserved)
+    from cloud.client.later import pickle_job
+
+    return pickle_job(func, reserved)
 
 
 def _pickle_call(func: Callable[..., Any], reserved: dict[str, Any]) -> tuple[Function, bytes, JobOptions]:
+    from cloud.client.later import pickle_job, unpickle_job
     from cloud.jobs import JobOptions
-    from cloud.serialization import pickling
-    from cloud.serialization.functions import Function
 
-    payload, options = process.cloud.pickle_job(func, reserved)
-    content, name, reusable, arguments, _ = pickling.loads(payload)
-    return Function(content, name, reusable=reusable), arguments, JobOptions.from_dict(options)
+    payload, options = pickle_job(func, reserved)
+    function, arguments, _ = unpickle_job(payload)
+    return function, arguments, JobOptions.from_dict(options)
 
 
 def _submit(entry: CronEntry) -> int:
-    return process.cloud.submit_pickled(entry.payload, entry.options, label=entry.label)
+    from cloud.client.later import submit_pickled
+
+    return submit_pickled(process.cloud, entry.payload, entry.options, label=entry.label)
 
 
 def _is_finished(jid: int) -> bool:
     from cloud.errors import JobNotFound
+    from cloud.jobs import FINISHED_LABELS
 
     try:
         return process.cloud.status(jid) in FINISHED_LABELS

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from _thread import RLock
 
 from cloud.configuration import Settings, home_path, load_settings
-from cloud.errors import CloudException
 from cloud.settings import SETTINGS
 
 TYPE_CHECKING = False
@@ -155,7 +154,7 @@ class _Log:
     """What is set up on the logger 'Cloud', and for which settings."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._settings: Settings | None = None
         self._handlers: list[logging.Handler] = []
         self._sees_all = False
@@ -173,6 +172,8 @@ class _Log:
             if self._handlers:
                 return
             if self._settings is None:
+                from cloud.errors import CloudException
+
                 try:
                     self._settings = load_settings()
                 except CloudException:
@@ -181,7 +182,7 @@ class _Log:
 
     def forked(self) -> None:
         # Its owner may be a thread that does not exist here.
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _set_up(self, settings: Settings) -> None:
         import logging

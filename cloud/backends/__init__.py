@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from cloud.errors import UnsupportedOperation
 from cloud.logs import configure
 
 TYPE_CHECKING = False
@@ -25,18 +24,20 @@ def open_backend(name: str, settings: Any, **options: Any) -> Backend:
     # Each is loaded when used: none should cost those who use another.
     if name in ("mp", "pool"):
         if not (hasattr(os, "fork") and hasattr(os, "posix_spawn")):
+            from cloud.errors import UnsupportedOperation
+
             raise UnsupportedOperation(
                 f"worker processes are not supported on {sys.platform}",
                 hint="Call cloud.start_simulator() to run jobs in this process, or use a server.",
             )
-        from cloud.backends.ahead import template_ahead
+        from cloud.backends.ahead import TemplateAhead
 
         if name == "pool":
-            with template_ahead(wanted=not options["fork"]) as template:
+            with TemplateAhead(wanted=not options["fork"]) as template:
                 from cloud.backends.pools import open_pool
 
                 return open_pool(settings, template=template, **options)
-        with template_ahead() as template:
+        with TemplateAhead() as template:
             from cloud.backends.processes import open_processes
 
             return _reporting(open_processes(settings, template=template, **options), settings, "Multiprocessing")

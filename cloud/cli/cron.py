@@ -15,6 +15,7 @@ from cloud import cron, current
 from cloud.cli.arguments import Commands, load_function
 from cloud.cli.execute import show_printed
 from cloud.cli.output import FAILED, OK, Output, table
+from cloud.client.later import submit_pickled
 from cloud.jobs import DONE, STATUS_LABELS
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _line(event: _Event) -> str:
 
 
 def _submit(entry: CronEntry) -> int:
-    return current.cloud().submit_pickled(entry.payload, entry.options, label=entry.label)
+    return submit_pickled(current.cloud(), entry.payload, entry.options, label=entry.label)
 
 
 def _runner(submit: Callable[[CronEntry], int]) -> CronRunner:

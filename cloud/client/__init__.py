@@ -2,6 +2,7 @@
 
 ``cloud``       the verbs
 ``arguments``   arguments checked against the function, and cut into chunks
+``later``       calls pickled now and submitted later
 ``results``     outcomes into values and exceptions
 ``info``        what ``info`` tells
 ``callbacks``   the thread that runs callbacks

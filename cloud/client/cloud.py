@@ -1,38 +1,53 @@
 """The verbs: ``call, map, join, result, …``, once, over whatever backend is current.
 
-What a verb needs after a backend is opened is loaded as one is: workers start meanwhile.
+What they need is loaded as a backend is opened, while its workers start: to find ``cloud.call`` loads next to nothing.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-
-from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
-from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
-from cloud.jobs import (
-    CALL_OPTIONS,
-    CRON_OPTIONS,
-    DONE,
-    STATUS_LABELS,
-    Jids,
-    JobOptions,
-    Outcome,
-    jid_list,
-    split_options,
-)
-from cloud.serialization import pickling
-from cloud.serialization.functions import Function, FunctionCache, function_name
-from cloud.serialization.shared import size_of
+from _collections_abc import Iterable
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Iterator
     from typing import Any, Final
 
     from cloud.backends.base import Backend, Segment
     from cloud.client.callbacks import Callbacks
+    from cloud.client.rest import (
+        CALL_OPTIONS,
+        DEFAULT_OPTIONS,
+        DONE,
+        STATUS_LABELS,
+        BackendClosed,
+        CloudTimeoutError,
+        FunctionCache,
+        JobNotFound,
+        JobOptions,
+        Outcome,
+        check_call,
+        chunks_of,
+        function_name,
+        items_of,
+        jid_list,
+        pickle_call,
+        size_of,
+        split_options,
+        suppress,
+        too_large,
+    )
+    from cloud.jobs import Jids
+    from cloud.serialization.functions import Function
+
+
+def _load_rest() -> None:
+    """Give this module the names that its verbs use."""
+    from cloud.client import rest
+
+    globals().update({name: getattr(rest, name) for name in rest.__all__})
+
 
 _KILL_WAIT_S: Final = 10.0
 _MAX_READ_AHEAD: Final = 1024
@@ -70,8 +85,8 @@ class Cloud:
         self._max_transmit_bytes = max_transmit_bytes
         self._limit = 0
         self._backend: Backend | None = None
-        self._lock = threading.RLock()
-        self._functions = FunctionCache()
+        self._lock = RLock()
+        self._functions: FunctionCache
         self._callbacks: Callbacks | None = None
 
     def _open(self) -> Backend:
@@ -80,10 +95,10 @@ class Cloud:
             with self._lock:
                 if self._backend is None:
                     if self._over:
+                        _load_rest()
                         raise BackendClosed(f"{self._name} was closed")
                     opened = self._opener()
-                    from cloud.client import rest  # noqa: F401
-
+                    _load_rest()
                     self._functions = FunctionCache()
                     self._limit = self._max_transmit_bytes()
                     self._backend = opened
@@ -140,7 +155,7 @@ class Cloud:
         if kwargs:
             options, callbacks = split_options(kwargs, accept=CALL_OPTIONS)
         else:
-            options = _DEFAULT
+            options = DEFAULT_OPTIONS
         check_call(func, args, kwargs)
         function = self._pickled(func, backend)
         arguments = pickle_call(
@@ -176,11 +191,13 @@ class Cloud:
         """
         if not iterables:
             raise ValueError(f"{self._name}.map needs at least 2 arguments: a function and an iterable")
+        self._open()
         items = items_of("map", iterables)
         return self._map("map", func, items, kwargs, tuples=len(iterables) > 1)
 
     def starmap(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], **kwargs: Any) -> range:
         """As ``map``, each item being the arguments of one job: ``starmap(pow, [(2, 5), (3, 2)])``."""
+        self._open()
         items = (tuple(item) for item in items_of("starmap", (iterable,)))
         return self._map("starmap", func, items, kwargs, tuples=True)
 
@@ -221,6 +238,11 @@ class Cloud:
             self._watch(backend, jids, callbacks)
         return jids
 
+    def _ids(self, jids: Any, verb: str) -> Jids:
+        if self._backend is None:
+            self._open()
+        return jid_list(jids, verb)
+
     def submit(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
     ) -> int:
@@ -246,41 +268,6 @@ class Cloud:
         if self._limit and size_of(function.payload) > self._limit:
             raise too_large(size_of(function.payload), self._limit)
         return function
-
-    def pickle_job(self, func: Callable[..., Any], reserved: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """A call of ``func()`` to be submitted later, perhaps by another process: (opaque bytes, its options).
-
-        Raises:
-            TypeError, ValueError: A reserved name is unknown here or has a bad value.
-            SerializationError: The function cannot be pickled.
-        """
-        from cloud.engine.worker import surroundings
-
-        kwargs = dict(reserved)
-        options, _ = split_options(kwargs, accept=CRON_OPTIONS)
-        if kwargs:
-            raise TypeError(f"unknown options: {', '.join(sorted(kwargs))}")
-        try:
-            payload = pickling.dumps(func)
-        except Exception as exc:
-            from cloud.serialization.explain import cannot_pickle
-
-            raise cannot_pickle("the function", func, exc) from exc
-        arguments = pickle_call((), {}, None, plain=True, limit=0)
-        job = (payload, function_name(func), False, arguments, surroundings.snapshot())
-        return pickling.dumps_plain(job), options.as_dict()
-
-    def submit_pickled(self, payload: bytes, options: Mapping[str, Any], label: str | None = None) -> int:
-        """Submit a job of ``pickle_job`` with the surroundings of then; its jid."""
-        content, name, reusable, arguments, context = pickling.loads(payload)
-        function = Function(content, name, reusable=reusable)
-        given = JobOptions.from_dict(options)
-        given.label = label
-        backend = self._open()
-        jid = backend.submit(function, arguments, given, context=pickling.dumps_plain(context))
-        if backend.datalog is not None:
-            backend.datalog.called(backend, jid, function, size_of(arguments))
-        return jid
 
     def now(self) -> float:
         """Seconds since the epoch on the clock by which jobs run: virtual in the simulator."""
@@ -315,7 +302,7 @@ class Cloud:
 
         Source: PiCloud client 2.1.1-2.8.5. ``timeout=0`` follows the seed's text.
         """
-        self._join("join", jid_list(jids, "cloud.join"), timeout, ignore_errors, progress)
+        self._join("join", self._ids(jids, "cloud.join"), timeout, ignore_errors, progress)
 
     def _join(
         self,
@@ -380,7 +367,7 @@ class Cloud:
         """
         from cloud.client.results import decode
 
-        ids = jid_list(jids, "cloud.result")
+        ids = self._ids(jids, "cloud.result")
         backend = self._backend or self._open()
         segments = self._join("result", ids, timeout, ignore_errors, progress, outcomes=True)
         if segments is None:
@@ -400,7 +387,7 @@ class Cloud:
         """
         import asyncio
 
-        ids = jid_list(jids, "cloud.aresult")
+        ids = self._ids(jids, "cloud.aresult")
         timeout_s = _timeout(timeout)
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
@@ -438,7 +425,7 @@ class Cloud:
         """
         from cloud.client.ordered import Results
 
-        ids = jid_list(jids, "cloud.iresult")
+        ids = self._ids(jids, "cloud.iresult")
         backend = self._open()
         backend.statuses(ids)  # an unknown jid raises here, not in the middle
         ahead = num_in_parallel if 1 <= num_in_parallel <= _MAX_READ_AHEAD else _MAX_READ_AHEAD
@@ -459,7 +446,7 @@ class Cloud:
         """
         from cloud.client.unordered import ResultsAsFinished
 
-        ids = jid_list(jids, "cloud.iresult_unordered")
+        ids = self._ids(jids, "cloud.iresult_unordered")
         return ResultsAsFinished(self.backend, ids, _timeout(timeout), skip_failed=ignore_errors, progress=progress)
 
     def progress(self, jids: Any, timeout: float | None = None) -> None:
@@ -471,7 +458,7 @@ class Cloud:
         """
         from cloud.client.progress import Progress
 
-        ids = jid_list(jids, "cloud.progress")
+        ids = self._ids(jids, "cloud.progress")
         self._open().statuses(ids)
         if Progress(0, file=None).visible:
             self._join("progress", ids, timeout, True, True)
@@ -487,7 +474,7 @@ class Cloud:
         Raises:
             JobNotFound: A jid is unknown.
         """
-        codes = self._open().statuses(jid_list(jids, "cloud.status"))
+        codes = self._open().statuses(self._ids(jids, "cloud.status"))
         labels = [STATUS_LABELS[code] for code in codes]
         return labels if isinstance(jids, Iterable) else labels[0]
 
@@ -509,7 +496,7 @@ class Cloud:
         from cloud.client.info import keys_of
 
         keys = keys_of(info_requested)
-        wanted = jid_list(jids, "cloud.info")
+        wanted = self._ids(jids, "cloud.info")
         if not wanted:
             return {}
         try:
@@ -543,6 +530,7 @@ class Cloud:
         Raises:
             ValueError: No status is called that.
         """
+        backend = self._open()
         codes = None
         if status is not None:
             names = [status] if isinstance(status, str) else list(status)
@@ -552,7 +540,7 @@ class Cloud:
             codes = [STATUS_LABELS.index(name) for name in names]
         if callable(function):
             function = function_name(function)
-        return self._open().select(label=label, status=codes, function=function)
+        return backend.select(label=label, status=codes, function=function)
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -569,7 +557,7 @@ class Cloud:
             JobNotFound: A jid is unknown; nothing was killed.
         """
         backend = self._open()
-        ids = None if jids is None else jid_list(jids, "cloud.kill")
+        ids = None if jids is None else self._ids(jids, "cloud.kill")
         if ids is not None and not ids:
             return
         pending = backend.cancel(ids)
@@ -582,7 +570,7 @@ class Cloud:
         Raises:
             JobNotFound: A jid is unknown; nothing was deleted.
         """
-        ids = jid_list(jids, "cloud.delete")
+        ids = self._ids(jids, "cloud.delete")
         backend = self._open()
         if not isinstance(ids, range):
             ids = list(dict.fromkeys(ids))
@@ -629,13 +617,10 @@ class Cloud:
     def abandon(self) -> None:
         """In a forked child: the parent's jobs and workers are not ours."""
         backend, self._backend = self._backend, None
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._callbacks = None
         if backend is not None:
             backend.abandon()
-
-
-_DEFAULT: Final[JobOptions] = split_options({}, accept=CALL_OPTIONS)[0]
 
 
 def _infos(backend: Backend, jids: Jids, keys: list[str]) -> dict[int, dict[str, Any]]:

@@ -7,8 +7,6 @@ import fcntl
 import os
 import resource
 
-from cloud.serialization.memory import HIGH_FD, max_files
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -36,6 +34,8 @@ def full(exc: OSError) -> bool:
 
 def out_of_reach(fd: int) -> int:
     """A copy under a high number: code that closes every low descriptor, or that files are opened by, misses it."""
+    from cloud.serialization.memory import HIGH_FD
+
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
     except OSError:
@@ -44,6 +44,8 @@ def out_of_reach(fd: int) -> int:
 
 def n_spare() -> int:
     """How many descriptors workers may take together: large buffers and the program itself need some too."""
+    from cloud.serialization.memory import max_files
+
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return 1 << 30

@@ -7,14 +7,15 @@ handlers are held back the first only leaves a note; they run, and may raise, wh
 
 from __future__ import annotations
 
+import os
 import sys
-import threading
-from collections.abc import Callable
+from _thread import get_ident, get_native_id
 
 from cloud.engine.signals import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 _get_handler: Final = signal.getsignal
@@ -24,12 +25,23 @@ _NAMES: Final = (
     "SIGINT SIGTERM SIGALRM SIGUSR1 SIGUSR2 SIGHUP SIGQUIT SIGVTALRM SIGPROF SIGCHLD SIGCONT SIGTSTP SIGWINCH SIGIO"
 )
 _NUMBERS: Final = tuple(int(getattr(signal, name)) for name in _NAMES.split() if hasattr(signal, name))
-_MAIN_IDENT: Final = [threading.main_thread().ident]
+
+
+def _main_ident() -> int | None:
+    # Where threads have numbers like those of processes, no more is needed than what is loaded already.
+    if "threading" not in sys.modules and get_native_id() == os.getpid():
+        return get_ident()
+    import threading
+
+    return threading.main_thread().ident
+
+
+_MAIN_IDENT: Final = [_main_ident()]
 
 
 def forget_main_thread() -> None:
     """After a fork in a thread, that thread is the child's main thread."""
-    _MAIN_IDENT[0] = threading.main_thread().ident
+    _MAIN_IDENT[0] = _main_ident()
 
 
 class Handlers:
@@ -50,7 +62,7 @@ class Handlers:
         self.wake: Callable[[], None] | None = None
 
     def __enter__(self) -> None:
-        if threading.get_ident() != _MAIN_IDENT[0]:
+        if get_ident() != _MAIN_IDENT[0]:
             return
         if not self._depth:
             held = self._held
@@ -71,7 +83,7 @@ class Handlers:
         self._depth += 1
 
     def __exit__(self, *exc_info: object) -> None:
-        if threading.get_ident() != _MAIN_IDENT[0]:
+        if get_ident() != _MAIN_IDENT[0]:
             return
         self._depth -= 1
         if not self._depth:
@@ -84,11 +96,11 @@ class Handlers:
     @property
     def waiting(self) -> bool:
         """True when a handler of this thread is held back now."""
-        return bool(self._pending) and threading.get_ident() == _MAIN_IDENT[0]
+        return bool(self._pending) and get_ident() == _MAIN_IDENT[0]
 
     def wake_by(self, wake: Callable[[], None] | None) -> None:
         """Set ``wake``, in the main thread."""
-        if threading.get_ident() == _MAIN_IDENT[0]:
+        if get_ident() == _MAIN_IDENT[0]:
             self.wake = wake
 
     def abandon(self) -> None:

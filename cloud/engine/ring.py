@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from _thread import allocate_lock
 
 from cloud.engine.channel import FRAME, READ, WRITTEN
 
@@ -32,7 +32,7 @@ class Ring:
         self._memory = memory
         self._slots = slots
         self._read = 0
-        self._fence = threading.Lock()
+        self._fence = allocate_lock()
         self._fence.acquire()
 
     def _order(self) -> None:

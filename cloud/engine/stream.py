@@ -4,8 +4,7 @@ Both ends of a worker's channel use it. A frame whose kind has ``WITH_SEGMENT`` 
 file with the segment that belongs to its payload (see ``serialization.shared``). A small frame before it, which only
 this module sees, says where in the file that is.
 
-Of ``socket`` only the half in C is used, here and where the template is started: the half in Python would take 3 ms of
-the time to the first result, twice.
+Of ``socket`` only the half in C is used: see ``passing``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections import deque
 
 from cloud.engine.channel import FRAME
 from cloud.engine.descriptors import full
+from cloud.engine.passing import NO_SIGNAL, descriptors_of, send_with
 from cloud.serialization.memory import MemoryFile, move_out_of_reach
 from cloud.serialization.shared import Segment, attach
 
@@ -35,31 +35,9 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4)
 # As plain ints: operators of enums cost as much as a system call.
 _CLOEXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _LOST: Final = int(socket.MSG_CTRUNC)
-NO_SIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
-"""Programs that restore the default of SIGPIPE must not die of a worker's death."""
 
 Frame: TypeAlias = "tuple[int, Any]"
 """(kind, body): bytes, SharedBytes if a segment came with it, or a memoryview of its own memory if it is large."""
-
-
-def send_with(connection: socket.socket, data: bytes | memoryview, descriptors: list[int]) -> int:
-    """Send bytes and descriptors beside them; the number of bytes sent. As ``socket.send_fds``, which drops flags."""
-    numbers = struct.pack(f"{len(descriptors)}i", *descriptors)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if descriptors else []
-    return connection.sendmsg([data], ancillary, NO_SIGNAL)
-
-
-def receive_with(connection: socket.socket, n_bytes: int, n_descriptors: int) -> tuple[bytes, list[int]]:
-    """A message and the descriptors beside it. As ``socket.recv_fds``."""
-    data, ancillary, _, _ = connection.recvmsg(n_bytes, socket.CMSG_LEN(4 * n_descriptors))
-    return data, [fd for sent in ancillary for fd in _descriptors(*sent)]
-
-
-def _descriptors(level: int, kind: int, content: bytes) -> tuple[int, ...]:
-    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
-        return ()
-    n = len(content) // 4
-    return struct.unpack(f"{n}i", content[: 4 * n])
 
 
 class FrameStream:
@@ -214,7 +192,7 @@ class FrameStream:
             # This process has no number left to give it. The frame that it belongs to must not take the next one.
             self.descriptors.append(-1)
         for sent in ancillary:
-            self.descriptors.extend(map(move_out_of_reach, _descriptors(*sent)))
+            self.descriptors.extend(map(move_out_of_reach, descriptors_of(*sent)))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

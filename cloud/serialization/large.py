@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import weakref
+from _weakref import ref
 
 from cloud.serialization.shared import Copy, SharedBytes
 
@@ -59,7 +59,7 @@ class _LargeGlobals(dict[tuple[int, str], tuple[bytes, Copy, bytes]]):
     """(pickle, copy of the buffers, digest) of large globals as they were sent last."""
 
 
-_last_large_globals: list[weakref.ref[_LargeGlobals]] = []
+_last_large_globals: list[ref[_LargeGlobals]] = []
 
 
 def large_globals() -> _LargeGlobals:
@@ -67,5 +67,5 @@ def large_globals() -> _LargeGlobals:
     found = _last_large_globals[0]() if _last_large_globals else None
     if found is None:
         found = _LargeGlobals()
-        _last_large_globals[:] = [weakref.ref(found)]
+        _last_large_globals[:] = [ref(found)]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import weakref
+from _weakref import ref
 from mmap import ACCESS_COPY, mmap
 
 TYPE_CHECKING = False
@@ -36,7 +36,7 @@ class MemoryFile:
     __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "_unused", "end", "fd", "is_shared", "n_parts")
 
     n_open: ClassVar[list[int]] = [0]
-    _received: ClassVar[weakref.WeakValueDictionary[tuple[int, int], MemoryFile]] = weakref.WeakValueDictionary()
+    _received: ClassVar[dict[tuple[int, int], ref[MemoryFile]]] = {}
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -44,7 +44,7 @@ class MemoryFile:
         self.is_shared = False
         self._pid = os.getpid()
         self._inode = _inode(fd)
-        self._mapping: weakref.ref[_Mapping] | None = None
+        self._mapping: ref[_Mapping] | None = None
         self._unused: _Mapping | None = None
         self.n_open[0] += 1
 
@@ -62,11 +62,18 @@ class MemoryFile:
     def received(cls, fd: int) -> MemoryFile:
         """The file of a descriptor that another process sent, and that is ours now: one, however often it was sent."""
         inode = _inode(fd)
-        file = cls._received.get(inode)
-        if file is None or not file.is_ours():
-            file = cls._received[inode] = cls(fd)
-        else:
+        known = cls._received.get(inode)
+        file = None if known is None else known()
+        if file is not None and file.is_ours():
             os.close(fd)
+            return file
+
+        def forget(gone: ref[MemoryFile]) -> None:
+            if cls._received.get(inode) is gone:
+                del cls._received[inode]
+
+        file = cls(fd)
+        cls._received[inode] = ref(file, forget)
         return file
 
     def is_ours(self) -> bool:
@@ -110,7 +117,7 @@ class MemoryFile:
             except OSError:
                 return memoryview(self.read(offset, n_bytes))
             mapping.take(offset, n_bytes)
-            self._mapping = weakref.ref(mapping)
+            self._mapping = ref(mapping)
         return memoryview(mapping)[offset : offset + n_bytes]
 
     def offset_of(self, view: memoryview) -> int | None:

@@ -21,7 +21,7 @@ import _pickle as pickle  # its half in Python adds little, and 3 ms to the time
 import io
 import marshal
 import sys
-import threading
+from _thread import _local
 from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 
@@ -53,7 +53,7 @@ _OWN_NAMES: Final = frozenset(
 _PLAIN_ERRORS: Final = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, ValueError)
 
 
-class _Active(threading.local):
+class _Active(_local):
     # What _main_attribute and friends resolve against while a payload is loaded in this thread.
     namespace: Namespace | None = None
     fresh: tuple[type, ...] = ()

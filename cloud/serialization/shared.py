@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import errno
 import struct
-import threading
-import weakref
+from _thread import _local
+from _weakref import ref
 from collections.abc import Callable, Sequence
 from mmap import ACCESS_COPY, PAGESIZE
 
@@ -129,9 +129,9 @@ class Segment:
             self._data, self.file = self.file.read(self.offset, self.n_bytes), None
 
 
-class _Growing(threading.local):
+class _Growing(_local):
     # The file that segments are put into together, while one of them is held: until they have been sent.
-    file: weakref.ref[MemoryFile] | None = None
+    file: ref[MemoryFile] | None = None
 
 
 _growing = _Growing()
@@ -141,7 +141,7 @@ def _file_for(n_bytes: int) -> MemoryFile | None:
     file = None if _growing.file is None else _growing.file()
     if file is None or file.n_parts >= _MAX_TOGETHER or file.end + n_bytes > _TOGETHER_BYTES or not file.is_ours():
         file = MemoryFile.create()
-        _growing.file = None if file is None else weakref.ref(file)
+        _growing.file = None if file is None else ref(file)
     return file
 
 

@@ -127,6 +127,30 @@ def test_the_probe_sees_what_an_import_must_not_do(statement: str, tmp_path: Pat
 SLOW = ("asyncio", "inspect", "json", "logging", "pickle", "re", "selectors", "socket", "typing")
 """No first result needs one of these, neither here nor in a worker; all take milliseconds of the time to it."""
 
+LATE = ("_pickle", "cloud.errors", "cloud.jobs", "cloud.serialization", "collections", "contextlib", "functools")
+LATE += ("os", "threading", "weakref")
+"""Loaded while workers start, which takes longer: before that each of these would delay the first result."""
+
+FIRST_CALL = f"""
+import os, sys
+
+for name in {LATE[:-3]!r}:
+    assert name not in sys.modules, name
+
+def spawn(*args, spawn=os.posix_spawn, **kwargs):
+    print(sorted(set({LATE!r}) & set(sys.modules)))
+    return spawn(*args, **kwargs)
+
+os.posix_spawn = spawn
+import cloud
+print(cloud.result(cloud.call(abs, -1)))
+"""
+
+
+def test_workers_start_before_much_is_loaded(run_script: ScriptRunner) -> None:
+    assert run_script(FIRST_CALL).stdout.split("\n")[:2] == ["['os']", "1"]
+
+
 FIRST_RESULT = f"""
 import sys
 import cloud

@@ -36,6 +36,7 @@ CHANNEL = (
     "cloud.engine.stream",
     "cloud.engine.ring",
     "cloud.engine.descriptors",
+    "cloud.engine.passing",
     "cloud.engine.signals",
 )
 
@@ -45,8 +46,9 @@ ALSO: dict[str, tuple[str, ...]] = {
     "cloud.engine.clock": (),
     "cloud.engine.channel": (),
     "cloud.engine.descriptors": (),
+    "cloud.engine.passing": (),
     "cloud.engine.signals": (),
-    "cloud.engine.stream": ("cloud.engine.channel", "cloud.engine.descriptors"),
+    "cloud.engine.stream": ("cloud.engine.channel", "cloud.engine.descriptors", "cloud.engine.passing"),
     "cloud.engine.ring": ("cloud.engine.channel",),
     "cloud.engine.store": ("cloud.engine.clock",),
     "cloud.engine.worker": CHANNEL,

@@ -42,9 +42,9 @@ def test_a_backend_that_cannot_be_opened_leaves_none(run_script: ScriptRunner) -
         CHILDREN
         + """
         import cloud.mp as cloud
-        from cloud.backends.ahead import template_ahead
+        from cloud.backends.ahead import TemplateAhead
         try:
-            with template_ahead() as template:
+            with TemplateAhead() as template:
                 assert len(children()) == 1
                 raise ArithmeticError
         except ArithmeticError:

@@ -23,6 +23,7 @@ import cloud
 from cloud.cli import main, streams
 from cloud.cli.arguments import parse_jids, split_command
 from cloud.cli.output import UsageError, plain, table
+from cloud.client.later import pickle_job
 from cloud.resources import accounts
 from cloud.resources.crons import CronStore
 from cloud.resources.schedule import Schedule
@@ -723,7 +724,7 @@ def register_late(home: Path, *names: str) -> None:
     """Register functions of this module so that a slot of each was missed: it is due at once."""
     store = CronStore(str(home), lambda: datetime.now(UTC) - timedelta(minutes=3))
     for name in names:
-        payload, options = cloud.current.process.cloud.pickle_job(getattr(sys.modules[__name__], name), {})
+        payload, options = pickle_job(getattr(sys.modules[__name__], name), {})
         store.register(name, Schedule("* * * * *"), payload, options=options, func_name=name)
     store.close()
 

@@ -1,4 +1,4 @@
-"""The engine's side of the template process: starts it, and talks to it. Of ``socket``: see ``engine.stream``."""
+"""The engine's side of the template process: starts it, and talks to it. Of ``socket``: see ``engine.passing``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 import time
 
 from cloud.engine.descriptors import full, off_stdio
+from cloud.engine.passing import send_with
 from cloud.engine.signals import signal
-from cloud.engine.stream import send_with
 from cloud.engine.worker.protocol import MESSAGE
 
 TYPE_CHECKING = False

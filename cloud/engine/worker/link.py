@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import time
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 
@@ -21,6 +21,7 @@ from cloud.serialization.shared import Segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from typing import Any
 
 
@@ -48,8 +49,8 @@ class Link:
         self.frames: deque[Frame] = deque()
         self.interruptible = False
         self.before_request: Callable[[], None] | None = None
-        self._write_lock = threading.Lock()
-        self._turn = threading.Condition(threading.Lock())
+        self._write_lock = allocate_lock()
+        self._turn: threading.Condition | None = None
         self._reading = False
         self._n_requests = 0
         self._replies: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
@@ -124,7 +125,7 @@ class Link:
         """
         if self.before_request is not None:
             self.before_request()
-        with self._turn:
+        with self._turns():
             self._n_requests += 1
             number = self._n_requests
         self.send(ch.pack_message(ch.REQUEST, number, content, blobs))
@@ -132,10 +133,19 @@ class Link:
             self._read_in_turn(number)
         return self._replies.pop(number)
 
+    def _turns(self) -> threading.Condition:
+        if self._turn is None:
+            import threading
+
+            with self._write_lock:
+                self._turn = self._turn or threading.Condition(threading.Lock())
+        return self._turn
+
     def _read_in_turn(self, number: int | None) -> None:
-        with self._turn:
+        turns = self._turns()
+        with turns:
             while self._reading:
-                self._turn.wait()
+                turns.wait()
                 if number in self._replies or (number is None and self.frames):
                     return
             self._reading = True
@@ -148,9 +158,9 @@ class Link:
                     self.interruptible = False
                 self._read()
         finally:
-            with self._turn:
+            with turns:
                 self._reading = False
-                self._turn.notify_all()
+                turns.notify_all()
 
     def _read(self) -> bool:
         try:

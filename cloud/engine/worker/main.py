@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -73,7 +73,7 @@ class Worker:
         self._outbox = Outbox(link, page)
         self.settings = settings
         self.pid = os.getpid()
-        self._main_thread = threading.get_ident()
+        self._main_thread = get_ident()
         self.depth = 0
         self._jid_offset = 0
         self._dirty = [False]
@@ -379,7 +379,7 @@ class Worker:
 
     def _flush_before_request(self) -> None:
         # What the job asks about may be an outcome that is still held here.
-        if threading.get_ident() == self._main_thread:
+        if get_ident() == self._main_thread:
             self._send_held()
 
     def _send_held(self) -> None:

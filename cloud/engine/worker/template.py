@@ -14,8 +14,8 @@ import os
 import select
 import sys
 
+from cloud.engine.passing import receive_with
 from cloud.engine.signals import signal
-from cloud.engine.stream import receive_with
 from cloud.engine.worker.main import serve
 from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.protocol import BY_ENGINE, MESSAGE, N_DESCRIPTORS
