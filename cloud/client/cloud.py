@@ -85,6 +85,7 @@ class Cloud:
         self._max_transmit_bytes = max_transmit_bytes
         self._limit = 0
         self._backend: Backend | None = None
+        self._half_open: Backend | None = None
         self._lock = RLock()
         self._functions: FunctionCache
         self._callbacks: Callbacks | None = None
@@ -97,11 +98,12 @@ class Cloud:
                     if self._over:
                         _load_rest()
                         raise BackendClosed(f"{self._name} was closed")
-                    opened = self._opener()
+                    # Kept, should Ctrl-C come in the middle: the next use goes on with it.
+                    self._half_open = self._half_open or self._opener()
                     _load_rest()
                     self._functions = FunctionCache()
                     self._limit = self._max_transmit_bytes()
-                    self._backend = opened
+                    self._backend, self._half_open = self._half_open, None
                 backend = self._backend
         return backend
 
@@ -593,7 +595,7 @@ class Cloud:
         """
         with self._lock:
             self._over = not self._reopens
-            backend = self._backend
+            backend, self._half_open = self._backend or self._half_open, None
         if backend is not None:
             backend.close()
             if backend.datalog is not None:
@@ -616,7 +618,7 @@ class Cloud:
 
     def abandon(self) -> None:
         """In a forked child: the parent's jobs and workers are not ours."""
-        backend, self._backend = self._backend, None
+        backend, self._backend, self._half_open = self._backend or self._half_open, None, None
         self._lock = RLock()
         self._callbacks = None
         if backend is not None:

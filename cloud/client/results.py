@@ -53,6 +53,15 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
     return values, failures
 
 
+def shared_values(segment: Segment) -> list[Any] | None:
+    """The values of jobs that share an outcome, all of them immutable; None if they do not."""
+    skip, n, _, raw = segment
+    if n == 1 or raw[0] != DONE:
+        return None
+    tag, content = unpack_value(raw) or _find_value(raw)
+    return pickling.loads_list(content)[skip : skip + n] if tag == PACKED else None
+
+
 def _find_value(raw: bytes) -> tuple[int, bytes]:
     outcome = Outcome(raw)
     content = outcome.section(VALUE)

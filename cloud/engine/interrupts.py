@@ -40,8 +40,8 @@ _MAIN_IDENT: Final = [_main_ident()]
 
 
 def forget_main_thread() -> None:
-    """After a fork in a thread, that thread is the child's main thread."""
-    _MAIN_IDENT[0] = _main_ident()
+    """After a fork in a thread, that thread is the child's main thread; ``threading`` may not know it yet."""
+    _MAIN_IDENT[0] = get_ident()
 
 
 class Handlers:

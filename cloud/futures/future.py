@@ -275,14 +275,25 @@ class Future(futures.Future[T], Generic[T]):
         self._segment = segment
         self._kept = self._ended = True
 
-    def settle(self, *, in_callback_thread: bool = False) -> None:
-        """Its job is final: take the outcome over, wake those who wait, have callbacks run. Blocks if others do so."""
+    def keep_value(self, value: T) -> None:
+        """This is its value, which is immutable; the backend may be closed after this."""
+        self._kept = self._ended = True
+        if not self._lock.locked():  # else somebody settles it: a signal handler must not wait for what it broke into
+            self.settle(value=(value, None))
+
+    def settle(self, *, in_callback_thread: bool = False, value: tuple[T, None] | None = None) -> None:
+        """Its job is final: take the outcome over, wake those who wait, have callbacks run. Blocks if others do so.
+
+        Args:
+            in_callback_thread: Callbacks run here.
+            value: What it returned, if that is known already.
+        """
         with self._lock:
             if self._settled:
                 return
             self._settling = True
             try:
-                self._finish(*self._outcome(may_interrupt=not in_callback_thread))
+                self._finish(*(value or self._outcome(may_interrupt=not in_callback_thread)))
                 self._settled = True
             except KeyboardInterrupt:
                 # Ctrl-C while the value is rebuilt: another thread does it, or this one when it asks again.

@@ -200,6 +200,7 @@ class Work:
                     found[backend] = []
                 found[backend] += jids
         for backend, every in found.items():
+            every.sort()  # a list lets go of its last item first; runs of jobs are deleted together
             with suppress(BackendClosed):
                 try:
                     backend.delete(every)

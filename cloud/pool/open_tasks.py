@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from cloud.backends.base import singly
+from cloud.client.results import shared_values
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
 
@@ -28,8 +28,8 @@ _MIN_ASKED: Final = 16
 class OpenTasks:
     """What stands for tasks, by backend and jid: futures, or results.
 
-    Each has ``keep(segment)``, which gives it its outcome, and ``watched``, True when somebody else tells it of its end
-    and has to.
+    Each has ``keep(segment)``, which gives it its outcome, ``keep_value(value)``, which gives it what it returned, and
+    ``watched``, True when somebody else tells it of its end and has to.
 
     Args:
         deletes: Delete the jobs whose outcomes are taken.
@@ -87,15 +87,23 @@ class OpenTasks:
         jids = list(found)
         codes = backend.statuses(jids)
         ended = [jid for jid, code in zip(jids, codes, strict=True) if code >= DONE]
-        kept = []
-        for jid, segment in zip(ended, singly(backend.outcomes(ended)), strict=True):
-            single = found.get(jid)
-            if single is not None:  # else another thread was quicker
+        kept, start = [], 0
+        for segment in backend.outcomes(ended):
+            skip, n, length, raw = segment
+            values = shared_values(segment)
+            for index, jid in enumerate(ended[start : start + n]):
+                single = found.get(jid)
+                if single is None:
+                    continue  # another thread was quicker
+                kept.append(jid)
                 # Looked at before it is kept: from then on it is dropped by whoever settles it if it is watched.
                 if not single.watched:
                     found.pop(jid, None)
-                single.keep(segment)
-                kept.append(jid)
+                if values is None:
+                    single.keep((skip + index, 1, length, raw))
+                else:
+                    single.keep_value(values[index])
+            start += n
         if self._deletes:
             # Not all that have ended: of the others that thread may not have kept the outcome yet.
             try:

@@ -90,6 +90,12 @@ class ApplyResult:
             if self._segments is None:
                 self._segments = [segment]
 
+    def keep_value(self, value: Any) -> None:
+        """See ``OpenTasks``."""
+        with self._lock:
+            if self._segments is None:
+                self._value, self._segments, self._settled = value, [], True
+
     def cancel(self, cloud: Cloud) -> None:
         """See ``ledger.Open``."""
         with suppress(JobNotFound):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from _weakref import ref
 from mmap import ACCESS_COPY, mmap
 
@@ -33,7 +32,7 @@ class MemoryFile:
         is_shared: What is written to its views is in the file, until it is frozen; else it is seen by nobody else.
     """
 
-    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "_unused", "end", "fd", "is_shared", "n_parts")
+    __slots__ = ("__weakref__", "_inode", "_mapping", "_pid", "end", "fd", "is_shared", "n_parts")
 
     n_open: ClassVar[list[int]] = [0]
     _received: ClassVar[dict[tuple[int, int], ref[MemoryFile]]] = {}
@@ -45,7 +44,6 @@ class MemoryFile:
         self._pid = os.getpid()
         self._inode = _inode(fd)
         self._mapping: ref[_Mapping] | None = None
-        self._unused: _Mapping | None = None
         self.n_open[0] += 1
 
     @classmethod
@@ -136,10 +134,7 @@ class MemoryFile:
         """
         mapping = self._mapped()
         if self.is_shared and mapping is not None:
-            if sys.getrefcount(mapping) == _n_references_of_a_variable():
-                self._unused = mapping  # until the file has been sent: to unmap 100 MB takes 6 ms
-            else:
-                _map_privately(mapping, self.fd)
+            _map_privately(mapping, self.fd)
         self.is_shared = False
 
     def _mapped(self) -> _Mapping | None:
@@ -226,20 +221,15 @@ def mapped(fd: int, n_bytes: int, kind: type[mmap] = mmap, **options: Any) -> An
 
 def _shared_at_once() -> dict[str, int]:
     """Options of a shared mapping that is all written to: its pages are mapped together."""
-    from mmap import MAP_POPULATE, MAP_SHARED
+    import mmap
 
-    return {"flags": MAP_SHARED | MAP_POPULATE}
-
-
-def _n_references_of_a_variable() -> int:
-    probe = object()
-    return sys.getrefcount(probe)  # versions of Python differ in how they count
+    return {"flags": mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)}
 
 
 def _can_tell_addresses() -> bool:
     try:
-        import ctypes  # noqa: F401 - some builds of Python come without it
-    except ImportError:
+        import ctypes  # noqa: F401
+    except Exception:  # noqa: BLE001 - some builds of Python come without it, or there is no descriptor left to read it by
         return False
     return True
 

@@ -130,9 +130,53 @@ def test_a_small_part_does_not_keep_all_of_it(learned: InPlace) -> None:
     assert os.fstat(file_of(result).fd).st_size < 16 * N
 
 
-def test_what_nobody_keeps_is_not_mapped_anew(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_map_privately", None)
-    assert np.array_equal(pickling.loads(run(learned, sent(numbers()), double)), 2 * numbers())
+class Wiping:
+    """Has an array, and wipes it as it is forgotten."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __del__(self) -> None:
+        self.array[:] = -1
+
+    def __reduce__(self) -> Any:
+        return Wiping, (self.array,)
+
+
+def test_what_finalizers_write_is_in_no_result(learned: InPlace) -> None:
+    result = run(learned, sent(numbers()), lambda array: Wiping(double(array)))
+    assert np.array_equal(pickling.loads(result).array, 2 * numbers())
+
+
+def test_what_cannot_be_frozen_is_copied(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(memory, "_map_privately", refuse)
+    payload = sent(numbers())
+    result = run(learned, payload, double)
+    assert np.array_equal(pickling.loads(result), 2 * numbers())
+
+
+def test_who_returned_little_gets_much_without_a_copy(learned: InPlace) -> None:
+    for n, copied in ((4, True), (8 * 5, False)):
+        payload = sent(numbers(n * N))
+        assert (learned.given(FUNCTION, payload) is not payload) is copied
+        run(learned, payload, double)
+        learned.forget(FUNCTION)
+        run(learned, sent(numbers()), double)
+
+
+def test_functions_that_nobody_knows_again_teach_nothing() -> None:
+    in_place = InPlace()
+    for _ in range(2):
+        payload = sent(numbers())
+        args, _ = pickling.loads(in_place.given(0, payload))
+        pickling.dumps_result(double(*args), Namespace({}), share=True, in_place=in_place.segment_of)
+        del args
+        in_place.end()
+    assert in_place.given(0, payload) is payload
+    in_place.end()
 
 
 def test_who_keeps_the_arguments_changes_no_result(learned: InPlace, copies: list[int]) -> None:

@@ -19,26 +19,31 @@ if TYPE_CHECKING:
 _PART_BYTES: Final = 1 << 26
 """Copied at a time: between two parts signals are seen."""
 
+_MAX_GROWTH: Final = 4
+
 
 class InPlace:
     """The large arguments of the job that runs, and which functions returned theirs."""
 
     def __init__(self) -> None:
-        self._returning: set[int] = set()
+        self._returning: dict[int, int] = {}  # number of a function -> bytes that it returned
         self._function = 0
         self._given: Segment | None = None
-        self._is_copy = self._is_returned = False
+        self._is_copy = False
+        self._n_returned = 0
         self._hooked = False
 
     def given(self, function: int, payload: SharedBytes) -> SharedBytes:
         """The payload to load a job's arguments from.
 
         Args:
-            function: Number of the job's function.
+            function: Number of the job's function; 0 if nobody knows it again.
             payload: What was sent.
         """
-        self._function, self._given, self._is_copy, self._is_returned = function, payload.segment, False, False
-        if function in self._returning and (copy := _own_copy(payload.segment)) is not None:
+        self._function, self._given, self._is_copy, self._n_returned = function, payload.segment, False, 0
+        # One that returned 1 MB may only read what is a thousand times as large.
+        is_likely = payload.segment.n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
+        if is_likely and (copy := _own_copy(payload.segment)) is not None:
             if not self._hooked:
                 # A child may write to its memory, and its parent is not to see that.
                 os.register_at_fork(before=self._freeze)
@@ -48,36 +53,38 @@ class InPlace:
         return payload
 
     def segment_of(self, buffers: list[memoryview]) -> Segment | None:
-        """The segment that holds just these buffers of a result, and is frozen at the job's end; None without."""
+        """The segment that holds just these buffers of a result, and that nobody writes to any more; None without."""
         given = self._given
         if given is None or given.file is None or not buffers:
             return None
         found = given.part_of(buffers)
-        self._is_returned = found is not None
-        return found if given.file.is_shared else None
+        self._n_returned = 0 if found is None else found.n_bytes
+        # At once: finalizers of what the job leaves behind may still write to it.
+        return found if given.file.is_shared and self._freeze() else None
 
     def end(self) -> None:
-        """The job is over, and its frames are gone: what it gave is not to change any more.
-
-        Raises:
-            OSError: It cannot be kept from changing.
-        """
+        """The job is over."""
         if self._given is None:
             return
-        if self._is_returned:
-            self._returning.add(self._function)
+        if self._n_returned and self._function:
+            self._returning[self._function] = self._n_returned
         elif self._is_copy:
-            self._returning.discard(self._function)
+            self._returning.pop(self._function, None)
         self._freeze()
         self._given = None
 
     def forget(self, function: int) -> None:
         """The number may be another function's from now on."""
-        self._returning.discard(function)
+        self._returning.pop(function, None)
 
-    def _freeze(self) -> None:
-        if self._given is not None and self._given.file is not None:
+    def _freeze(self) -> bool:
+        if self._given is None or self._given.file is None:
+            return False
+        try:
             self._given.file.freeze()
+        except OSError:
+            return False
+        return True
 
 
 def _own_copy(segment: Segment) -> Segment | None:
