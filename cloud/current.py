@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from _thread import RLock
+from _weakref import ref
 from _weakrefset import WeakSet
 
 from cloud.client.cloud import Cloud
@@ -104,7 +105,6 @@ class _Process:
 
     def open_own(self, name: str, kind: str, **options: Any) -> Cloud:
         """A Cloud over a backend of its own."""
-        import weakref
 
         def opener() -> Backend:
             from cloud.backends import open_backend
@@ -112,12 +112,14 @@ class _Process:
             backend = open_backend(kind, self.settings, jids=self.jids, **options)
             owner = made()
             if owner is not None:
+                import weakref
+
                 # One that is forgotten ends its workers; those alive at exit are closed by ``close``.
                 weakref.finalize(owner, backend.close).atexit = False
             return backend
 
         cloud = Cloud(name, opener, self._closed, _no_limit, reopens=False)
-        made = weakref.ref(cloud)
+        made = ref(cloud)
         self.own.add(cloud)
         return cloud
 

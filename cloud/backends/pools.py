@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
 
 from cloud.backends.ahead import preload_now
 from cloud.backends.local import LocalBackend
@@ -17,6 +16,10 @@ from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.pooled import Inherited
 from cloud.serialization import pickling
 from cloud.serialization.namespace import CopiedNamespace, Namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _DISMISS_S: Final = 6.0
 

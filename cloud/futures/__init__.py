@@ -14,6 +14,20 @@
 from __future__ import annotations
 
 from cloud.futures.executor import Executor
-from cloud.futures.future import Future
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cloud.futures.future import Future
 
 __all__ = ["Executor", "Future"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Future":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cloud.futures import future
+
+    globals()[name] = future.Future
+    return future.Future

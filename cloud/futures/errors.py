@@ -8,7 +8,6 @@ initializer and of an executor that was ended. These classes are made when first
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
 
 from cloud.errors import (
     BackendClosed,
@@ -20,6 +19,10 @@ from cloud.errors import (
     WorkerLost,
 )
 from cloud.pool.errors import RemoteTraceback, unsent_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 __all__ = ["lost_error", "task_error"]
 

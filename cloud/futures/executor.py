@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from functools import partial
-from typing import Any
 
 from cloud import current
 from cloud.configuration import usable_cores
-from cloud.futures.future import Future
-from cloud.futures.watching import EngineWatch, JobWatch, in_job
-from cloud.futures.work import Work
-from cloud.pool.placing import OwnWorkers, Place, shared_place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from cloud.client.cloud import Cloud
+    from cloud.futures.future import Future
+    from cloud.futures.work import Work
+    from cloud.pool.placing import Place
 
 __all__ = ["Executor"]
 
@@ -69,19 +73,21 @@ class Executor(futures.Executor):
         # Read by programs that ask an executor how much it can do at a time.
         self._max_workers = max_workers
         self._exact = max_tasks_per_child is not None
-        self._watches_job = backend in ("current", "mp") and in_job()
+        # In a worker process of this package ``cloud.call`` reaches the engine that runs this job.
+        self._watches_job = backend in ("current", "mp") and current.this_worker() is not None
         self._open_place: Callable[[], Place]
         if backend is None:
             open_cloud = partial(
-                current.open_pool,
+                _open_cloud,
                 max_workers,
-                name="cloud.Executor",
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_jobs_per_worker=max_tasks_per_child or 0,
             )
-            self._open_place = partial(OwnWorkers, open_cloud, start_method)
+            self._open_place = partial(_own_place, open_cloud, start_method)
         else:
+            from cloud.pool.placing import shared_place
+
             place = shared_place(backend, max_workers, initializer, max_tasks_per_child)
             self._open_place = lambda: place
         self._lock = current.process.lock
@@ -96,8 +102,12 @@ class Executor(futures.Executor):
                 if work is None:
                     if self._shut_down:
                         raise RuntimeError("cannot schedule new futures after shutdown")
-                    watch = JobWatch() if self._watches_job else EngineWatch()
-                    work = self._work = Work(self._open_place(), watch)
+                    place = self._open_place()
+                    # While its workers start:
+                    from cloud.futures.watching import EngineWatch, JobWatch
+                    from cloud.futures.work import Work
+
+                    work = self._work = Work(place, JobWatch() if self._watches_job else EngineWatch())
                     # One that is forgotten ends its workers when they have nothing more to do.
                     weakref.finalize(self, work.close_later).atexit = False
         return work
@@ -209,6 +219,19 @@ class Executor(futures.Executor):
 
     def __reduce__(self) -> Any:
         raise TypeError("executors cannot be passed between processes or pickled")
+
+
+def _open_cloud(n: int, **options: Any) -> Cloud:
+    opened = current.open_pool(n, name="cloud.Executor", **options)
+    opened.backend  # noqa: B018 - opened at once: what the workers inherit is what there is now
+    return opened
+
+
+def _own_place(open_cloud: Callable[..., Cloud], start_method: str | None) -> Place:
+    cloud = open_cloud(fork=start_method == "fork")
+    from cloud.pool.placing import OwnWorkers
+
+    return OwnWorkers(cloud, open_cloud, start_method)
 
 
 def _start_method(context: Any) -> str | None:

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from cloud.backends.base import Backend, Segment
 from cloud.client.info import info_of, keys_of
@@ -36,17 +35,20 @@ from cloud.errors import (
 from cloud.futures.errors import lost_error, task_error
 from cloud.jobs import DONE, PROCESSING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, TypeVar
+
     from cloud.futures.work import Work
 
-__all__ = ["Future"]
+    T = TypeVar("T")
 
-T = TypeVar("T")
+__all__ = ["Future"]
 
 _GONE: Final = (BackendClosed, JobNotFound)
 
 
-class Future(futures.Future[T], Generic[T]):
+class Future(futures.Future["T"]):
     """The result of one task, once it is there.
 
     As ``concurrent.futures.Future``. New: ``jid``, ``info`` and ``kill``. The job is kept as long as its future.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any
 
 from cloud.backends.base import Backend
 from cloud.client.results import decode
@@ -17,7 +16,10 @@ from cloud.futures.errors import lost_error, task_error
 from cloud.jobs import Jids
 from cloud.pool.iterators import IMapIterator, Raised
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloud.futures.future import Future
     from cloud.futures.work import Work
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
 
 from cloud import current
 from cloud.errors import BackendClosed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloud.backends.base import Finals
     from cloud.futures.future import Future
 

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
 
 from cloud.backends.base import Backend, singly
 from cloud.errors import BackendClosed, JobNotFound
@@ -28,7 +27,10 @@ from cloud.pool.errors import unsent_error
 from cloud.pool.open_tasks import OpenTasks
 from cloud.pool.placing import Place
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from cloud.futures.mapping import MapResults
     from cloud.futures.watching import Watch
 

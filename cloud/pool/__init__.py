@@ -18,10 +18,15 @@ functions     PiCloud's ``cloud.pool_interface``: on the current cloud
 from __future__ import annotations
 
 from cloud.pool.calls import AsyncResult, apply, apply_async, imap, imap_unordered, map, map_async
-from cloud.pool.errors import RemoteTraceback
-from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
 from cloud.pool.pool import Pool
-from cloud.pool.results import ApplyResult, MapResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cloud.pool.errors import RemoteTraceback
+    from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
+    from cloud.pool.results import ApplyResult, MapResult
 
 __all__ = [
     "ApplyResult",
@@ -38,3 +43,20 @@ __all__ = [
     "map",
     "map_async",
 ]
+
+_WITH_A_POOL = {
+    "ApplyResult": "results",
+    "IMapIterator": "iterators",
+    "IMapUnorderedIterator": "iterators",
+    "MapResult": "results",
+    "RemoteTraceback": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_A_POOL:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_WITH_A_POOL[name]}"), name)
+    return value

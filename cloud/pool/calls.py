@@ -6,14 +6,12 @@ Source: PiCloud client 2.1.1. Mended here: ``imap`` took its chunksize for a tim
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator
 
 from cloud import current
-from cloud.errors import CloudTimeoutError
-from cloud.jobs import DONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 __all__ = ["AsyncResult", "apply", "apply_async", "imap", "imap_unordered", "map", "map_async"]
@@ -42,6 +40,8 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the jobs have ended, whether well or not, or for ``timeout`` seconds."""
+        from cloud.errors import CloudTimeoutError
+
         try:
             current.cloud().join(self._jid, timeout, ignore_errors=True)
         except CloudTimeoutError:
@@ -49,6 +49,8 @@ class AsyncResult:
 
     def ready(self) -> bool:
         """True when all have ended. Does not block."""
+        from cloud.jobs import DONE
+
         return all(code >= DONE for code in self._codes())
 
     def successful(self) -> bool:
@@ -57,6 +59,8 @@ class AsyncResult:
         Raises:
             AssertionError: Not all have ended.
         """
+        from cloud.jobs import DONE
+
         codes = self._codes()
         if any(code < DONE for code in codes):
             raise AssertionError(f"{self!r} is not ready")

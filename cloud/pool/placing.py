@@ -95,17 +95,17 @@ class OwnWorkers(Place):
     """Worker processes that run this pool's tasks only.
 
     Args:
-        open_cloud: Makes the Cloud; takes ``fork``.
+        cloud: Open.
+        open_cloud: Makes another, and opens it; takes ``fork``.
         start_method: Of multiprocessing: 'fork' means that workers are forked from this program now; None means only
             if they need what must be inherited.
     """
 
-    def __init__(self, open_cloud: Callable[..., Cloud], start_method: str | None) -> None:
-        super().__init__(open_cloud(fork=start_method == "fork"))
+    def __init__(self, cloud: Cloud, open_cloud: Callable[..., Cloud], start_method: str | None) -> None:
+        super().__init__(cloud)
         self._open_cloud = open_cloud
         self._former: Cloud | None = None
         self._lock = threading.Lock()
-        # Opened at once: what the workers inherit is what there is now.
         self._may_inherit = self.cloud.backend.namespace is None and start_method is None
 
     def _adapt(self, func: Callable[..., Any]) -> bool:
@@ -115,10 +115,8 @@ class OwnWorkers(Place):
             if not self._may_inherit or not _needs_inheritance(func):
                 return False
             self._may_inherit = False
-            inheriting = self._open_cloud(fork=True)
-            inheriting.backend  # noqa: B018 - forks now
-            former = self._former = self.cloud
-            self.cloud = inheriting
+            former, self.cloud = self.cloud, self._open_cloud(fork=True)
+            self._former = former
         with suppress(BackendClosed):
             former.backend.dismiss()
         return True
@@ -189,7 +187,7 @@ def shared_place(backend: str, processes: int, initializer: Any, maxtasksperchil
     if maxtasksperchild not in (None, 1):
         raise UnsupportedOperation(f"with backend=, maxtasksperchild can be 1 or None, not {maxtasksperchild!r}")
     if backend == "simulator":
-        return OwnWorkers(partial(_open_simulator, processes), "spawn")
+        return OwnWorkers(current.open_simulator(processes), partial(_open_simulator, processes), "spawn")
     cloud = current.cloud() if backend == "current" else current.mp()
     return Shared(cloud, one_task=maxtasksperchild == 1)
 

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from functools import partial
+from _weakrefset import WeakSet
 
 from cloud import current
-from cloud.backends.base import Backend
 from cloud.configuration import usable_cores
-from cloud.errors import BackendClosed
-from cloud.pool.callbacks import CallbackThread
-from cloud.pool.errors import unsent_error
-from cloud.pool.feeding import Feed, extend
-from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
-from cloud.pool.ledger import Ledger
-from cloud.pool.placing import OwnWorkers, Place, shared_place
-from cloud.pool.results import ApplyResult, MapResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, Final, Self
+
+    from cloud.backends.base import Backend
+    from cloud.client.cloud import Cloud
+    from cloud.pool.placing import Place
+    from cloud.pool.rest import (
+        ApplyResult,
+        BackendClosed,
+        CallbackThread,
+        Feed,
+        IMapIterator,
+        IMapUnorderedIterator,
+        Ledger,
+        MapResult,
+        OwnWorkers,
+        extend,
+        shared_place,
+        suppress,
+        unsent_error,
+    )
 
 __all__ = ["Pool"]
 
@@ -84,15 +92,26 @@ class Pool:
         self._exact = maxtasksperchild is not None
         self._place: Place
         if backend is None:
-            open_cloud = partial(
-                current.open_pool,
-                processes,
-                initializer=initializer,
-                initargs=tuple(initargs),
-                max_jobs_per_worker=maxtasksperchild or 0,
-            )
-            self._place = OwnWorkers(open_cloud, _start_method(context))
+            given = tuple(initargs)
+
+            def open_cloud(*, fork: bool) -> Cloud:
+                # Opened at once: what the workers inherit is what there is now.
+                opened = current.open_pool(
+                    processes,
+                    initializer=initializer,
+                    initargs=given,
+                    max_jobs_per_worker=maxtasksperchild or 0,
+                    fork=fork,
+                )
+                opened.backend  # noqa: B018
+                return opened
+
+            method = _start_method(context)
+            cloud = open_cloud(fork=method == "fork")
+            _load_rest()
+            self._place = OwnWorkers(cloud, open_cloud, method)
         else:
+            _load_rest()
             self._place = shared_place(backend, processes, initializer, maxtasksperchild)
         self.callbacks = CallbackThread()
         self.ledger = Ledger()
@@ -338,6 +357,13 @@ class Pool:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
 
+def _load_rest() -> None:
+    """Give this module the names that its methods use."""
+    from cloud.pool import rest
+
+    globals().update({name: getattr(rest, name) for name in rest.__all__})
+
+
 def _check_chunksize(chunksize: int) -> None:
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
@@ -353,7 +379,7 @@ def _start_method(context: Any) -> str | None:
     return method
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: WeakSet[Pool] = WeakSet()
 
 
 def _forked() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+
+from cloud.engine.signals import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str
         return f"The job's worker process could not be started: {os.strerror(-1000 - status)}.", None, False
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
+        name = _name_of_signal(number)
         own = number in _OWN_FAULT_SIGNALS
         why = (
             "it crashed"
@@ -55,3 +53,9 @@ def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str
         code,
         True,
     )
+
+
+def _name_of_signal(number: int) -> str:
+    # Of several names for one number the first is the usual one: SIGABRT, not SIGIOT.
+    names = (name for name in sorted(vars(signal)) if name.startswith("SIG") and not name.startswith("SIG_"))
+    return next((name for name in names if getattr(signal, name) == number), f"signal {number}")

@@ -11,18 +11,21 @@ time. What is not safe is the one fork of the program, if other threads of it ho
 
 from __future__ import annotations
 
+import _socket as socket
 import gc
 import os
-import socket
 import sys
 import warnings
-from typing import NoReturn
 
 from cloud.engine.descriptors import off_stdio
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.signals import signal
 from cloud.engine.worker.pooled import Inherited
 from cloud.engine.worker.template import Template
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 class ForkedTemplate(TemplateProcess):

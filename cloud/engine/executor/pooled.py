@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Final
 
 from cloud.engine.executor.base import Task
-from cloud.engine.executor.forking import ForkedTemplate
 from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.executor.workers import WorkerHandle
 from cloud.engine.signals import signal
 from cloud.engine.worker.pooled import Inherited
-from cloud.environment import Environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from cloud.environment import Environment
 
 _SIGKILL: Final = signal.SIGKILL
 _LEAVE_S: Final = 5.0
@@ -60,7 +63,11 @@ class PooledProcesses(ProcessExecutor):
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _start_template(self) -> TemplateProcess:
-        return super()._start_template() if self._inherited is None else ForkedTemplate(self._inherited)
+        if self._inherited is None:
+            return super()._start_template()
+        from cloud.engine.executor.forking import ForkedTemplate
+
+        return ForkedTemplate(self._inherited)
 
     def start(self, context: tuple[int, bytes]) -> None:
         """Start all workers now, and let them run the initializer. Under the engine's lock; does not wait.
