@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from cloud.client import callbacks, info, ordered, progress, results
+from cloud.client import callbacks, info, ordered, progress, results  # noqa: F401 - verbs import from them
 from cloud.client.arguments import check_call, chunks_of, items_of, pickle_call, too_large
 from cloud.errors import BackendClosed, CloudTimeoutError, JobNotFound
 from cloud.jobs import (
@@ -20,7 +20,7 @@ from cloud.jobs import (
     jid_list,
     split_options,
 )
-from cloud.serialization import explain
+from cloud.serialization import explain  # noqa: F401 - for what cannot be pickled
 from cloud.serialization.functions import FunctionCache, function_name
 from cloud.serialization.shared import size_of
 
@@ -35,18 +35,12 @@ __all__ = [
     "JobNotFound",
     "JobOptions",
     "Outcome",
-    "callbacks",
     "check_call",
     "chunks_of",
-    "explain",
     "function_name",
-    "info",
     "items_of",
     "jid_list",
-    "ordered",
     "pickle_call",
-    "progress",
-    "results",
     "size_of",
     "split_options",
     "suppress",

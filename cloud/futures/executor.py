@@ -8,13 +8,13 @@ from functools import partial
 
 from cloud import current
 from cloud.configuration import usable_cores
+from cloud.pool.opening import open_workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from cloud.client.cloud import Cloud
     from cloud.futures.future import Future
     from cloud.futures.work import Work
     from cloud.pool.placing import Place
@@ -78,13 +78,14 @@ class Executor(futures.Executor):
         self._open_place: Callable[[], Place]
         if backend is None:
             open_cloud = partial(
-                _open_cloud,
+                current.open_pool,
                 max_workers,
+                name="cloud.Executor",
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_jobs_per_worker=max_tasks_per_child or 0,
             )
-            self._open_place = partial(_own_place, open_cloud, start_method)
+            self._open_place = partial(open_workers, open_cloud, start_method)
         else:
             from cloud.pool.placing import shared_place
 
@@ -219,19 +220,6 @@ class Executor(futures.Executor):
 
     def __reduce__(self) -> Any:
         raise TypeError("executors cannot be passed between processes or pickled")
-
-
-def _open_cloud(n: int, **options: Any) -> Cloud:
-    opened = current.open_pool(n, name="cloud.Executor", **options)
-    opened.backend  # noqa: B018 - opened at once: what the workers inherit is what there is now
-    return opened
-
-
-def _own_place(open_cloud: Callable[..., Cloud], start_method: str | None) -> Place:
-    cloud = open_cloud(fork=start_method == "fork")
-    from cloud.pool.placing import OwnWorkers
-
-    return OwnWorkers(cloud, open_cloud, start_method)
 
 
 def _start_method(context: Any) -> str | None:

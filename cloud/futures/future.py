@@ -288,7 +288,7 @@ class Future(futures.Future["T"]):
 
         Args:
             in_callback_thread: Callbacks run here.
-            value: What it returned, if that is known already.
+            value: (what it returned, None), if that is known already.
         """
         with self._lock:
             if self._settled:

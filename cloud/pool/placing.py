@@ -96,7 +96,7 @@ class OwnWorkers(Place):
 
     Args:
         cloud: Open.
-        open_cloud: Makes another, and opens it; takes ``fork``.
+        open_cloud: Makes another; takes ``fork``.
         start_method: Of multiprocessing: 'fork' means that workers are forked from this program now; None means only
             if they need what must be inherited.
     """
@@ -115,8 +115,10 @@ class OwnWorkers(Place):
             if not self._may_inherit or not _needs_inheritance(func):
                 return False
             self._may_inherit = False
-            former, self.cloud = self.cloud, self._open_cloud(fork=True)
-            self._former = former
+            inheriting = self._open_cloud(fork=True)
+            inheriting.backend  # noqa: B018 - forks now
+            former = self._former = self.cloud
+            self.cloud = inheriting
         with suppress(BackendClosed):
             former.backend.dismiss()
         return True

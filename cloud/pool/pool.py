@@ -8,6 +8,7 @@ from _weakrefset import WeakSet
 
 from cloud import current
 from cloud.configuration import usable_cores
+from cloud.pool.opening import open_workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         IMapUnorderedIterator,
         Ledger,
         MapResult,
-        OwnWorkers,
         extend,
         shared_place,
         suppress,
@@ -95,21 +95,16 @@ class Pool:
             given = tuple(initargs)
 
             def open_cloud(*, fork: bool) -> Cloud:
-                # Opened at once: what the workers inherit is what there is now.
-                opened = current.open_pool(
+                return current.open_pool(
                     processes,
                     initializer=initializer,
                     initargs=given,
                     max_jobs_per_worker=maxtasksperchild or 0,
                     fork=fork,
                 )
-                opened.backend  # noqa: B018
-                return opened
 
-            method = _start_method(context)
-            cloud = open_cloud(fork=method == "fork")
+            self._place = open_workers(open_cloud, _start_method(context))
             _load_rest()
-            self._place = OwnWorkers(cloud, open_cloud, method)
         else:
             _load_rest()
             self._place = shared_place(backend, processes, initializer, maxtasksperchild)

@@ -10,7 +10,7 @@ from cloud.pool.errors import unsent_error
 from cloud.pool.feeding import Feed, extend
 from cloud.pool.iterators import IMapIterator, IMapUnorderedIterator
 from cloud.pool.ledger import Ledger
-from cloud.pool.placing import OwnWorkers, shared_place
+from cloud.pool.placing import shared_place
 from cloud.pool.results import ApplyResult, MapResult
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "IMapUnorderedIterator",
     "Ledger",
     "MapResult",
-    "OwnWorkers",
     "extend",
     "shared_place",
     "suppress",

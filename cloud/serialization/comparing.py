@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from cloud.serialization.addresses import address
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -19,19 +21,11 @@ def alike(one: memoryview, other: memoryview) -> bool:
     n_bytes, memcmp = one.nbytes, _memcmp()
     if memcmp is None or one.readonly or other.readonly or not n_bytes:
         return _alike_by_copies(one, other)
-    (first, _held), (second, _too) = _held_at(one), _held_at(other)
+    first, second = address(one), address(other)
     return not any(
         memcmp(first + start, second + start, min(_PART_BYTES, n_bytes - start))
         for start in range(0, n_bytes, _PART_BYTES)
     )
-
-
-def _held_at(view: memoryview) -> tuple[int, Any]:
-    """The address of a buffer, and what keeps it there."""
-    import ctypes
-
-    held = ctypes.c_char.from_buffer(view)
-    return ctypes.addressof(held), held
 
 
 @cache

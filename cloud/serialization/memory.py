@@ -7,6 +7,8 @@ import os
 from _weakref import ref
 from mmap import ACCESS_COPY, mmap
 
+from cloud.serialization.addresses import address, has_addresses, map_privately
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Final
@@ -16,7 +18,6 @@ HIGH_FD: Final = 512
 """From here on: code that closes every low descriptor, or that files are opened by, misses them."""
 
 _IO_BYTES: Final = 1 << 30
-_MAP_FIXED: Final = 0x10
 _MAX_FILES: Final = 4096
 _MAX_MAPPINGS: Final = 256
 """Mappings have the lowest numbers, and programs that ``select`` need those below 1024 themselves."""
@@ -109,9 +110,8 @@ class MemoryFile:
             if _Mapping.n_open[0] >= max_mappings():
                 return memoryview(self.read(offset, n_bytes))
             try:
-                mapping = mapped(
-                    self.fd, 0, _Mapping, **(_shared_at_once() if self.is_shared else {"access": ACCESS_COPY})
-                )
+                options = _shared_at_once() if self.is_shared else {"access": ACCESS_COPY}
+                mapping = mapped(self.fd, 0, _Mapping, **options)
             except OSError:
                 return memoryview(self.read(offset, n_bytes))
             mapping.take(offset, n_bytes)
@@ -121,9 +121,9 @@ class MemoryFile:
     def offset_of(self, view: memoryview) -> int | None:
         """Where in it a view begins whose memory is that of its views; None for any other."""
         mapping = self._mapped()
-        if mapping is None or view.readonly or not _can_tell_addresses():
+        if mapping is None or view.readonly or not has_addresses():
             return None
-        offset = _address(view) - _address(mapping)
+        offset = address(view) - address(mapping)
         return offset if 0 <= offset <= len(mapping) - view.nbytes else None
 
     def freeze(self) -> None:
@@ -134,7 +134,7 @@ class MemoryFile:
         """
         mapping = self._mapped()
         if self.is_shared and mapping is not None:
-            _map_privately(mapping, self.fd)
+            map_privately(mapping, self.fd)
         self.is_shared = False
 
     def _mapped(self) -> _Mapping | None:
@@ -224,34 +224,6 @@ def _shared_at_once() -> dict[str, int]:
     import mmap
 
     return {"flags": mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)}
-
-
-def _can_tell_addresses() -> bool:
-    try:
-        import ctypes  # noqa: F401
-    except Exception:  # noqa: BLE001 - some builds of Python come without it, or there is no descriptor left to read it by
-        return False
-    return True
-
-
-def _address(memory: Any) -> int:
-    """Of a writable buffer; true for as long as somebody else holds the buffer."""
-    import ctypes
-
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _map_privately(mapping: mmap, fd: int) -> None:
-    """Map the file privately, where it is mapped already: what was read there is read there still."""
-    import ctypes
-    from mmap import MAP_PRIVATE, PROT_READ, PROT_WRITE
-
-    function = ctypes.CDLL(None, use_errno=True).mmap
-    function.restype = ctypes.c_void_p
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
-    place = _address(mapping)
-    if function(place, len(mapping), PROT_READ | PROT_WRITE, MAP_PRIVATE | _MAP_FIXED, fd, 0) != place:
-        raise OSError(ctypes.get_errno(), "large arguments could not be mapped anew")
 
 
 def move_out_of_reach(fd: int) -> int:

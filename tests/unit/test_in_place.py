@@ -152,7 +152,7 @@ def test_what_cannot_be_frozen_is_copied(learned: InPlace, monkeypatch: pytest.M
     def refuse(*_: Any) -> None:
         raise OSError
 
-    monkeypatch.setattr(memory, "_map_privately", refuse)
+    monkeypatch.setattr(memory, "map_privately", refuse)
     payload = sent(numbers())
     result = run(learned, payload, double)
     assert np.array_equal(pickling.loads(result), 2 * numbers())
@@ -241,7 +241,7 @@ def test_without_memory_for_a_copy_it_goes_without(learned: InPlace, monkeypatch
 
 
 def test_without_ctypes_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_can_tell_addresses", lambda: False)
+    monkeypatch.setattr(memory, "has_addresses", lambda: False)
     in_place = InPlace()
     for _ in range(2):
         assert np.array_equal(pickling.loads(run(in_place, sent(numbers()), double)), 2 * numbers())

@@ -56,6 +56,7 @@ def describe_death(status: int, pid: int, *, cut_off: bool = False) -> tuple[str
 
 
 def _name_of_signal(number: int) -> str:
+    # Not signal.Signals: see ``engine.signals``; and a program without descriptors could not load it now.
     # Of several names for one number the first is the usual one: SIGABRT, not SIGIOT.
     names = (name for name in sorted(vars(signal)) if name.startswith("SIG") and not name.startswith("SIG_"))
     return next((name for name in names if getattr(signal, name) == number), f"signal {number}")

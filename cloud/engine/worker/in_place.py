@@ -31,7 +31,8 @@ class InPlace:
         self._given: Segment | None = None
         self._is_copy = False
         self._n_returned = 0
-        self._hooked = False
+        # A child may write to its memory, and its parent is not to see that.
+        os.register_at_fork(before=self._freeze)
 
     def given(self, function: int, payload: SharedBytes) -> SharedBytes:
         """The payload to load a job's arguments from.
@@ -44,10 +45,6 @@ class InPlace:
         # One that returned 1 MB may only read what is a thousand times as large.
         is_likely = payload.segment.n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
         if is_likely and (copy := _own_copy(payload.segment)) is not None:
-            if not self._hooked:
-                # A child may write to its memory, and its parent is not to see that.
-                os.register_at_fork(before=self._freeze)
-                self._hooked = True
             self._given, self._is_copy = copy, True
             return attach(payload, copy)
         return payload
