@@ -29,12 +29,14 @@ from cloud.errors import SerializationError
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
-from cloud.serialization.shared import SHARE_BYTES, Segment, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
+from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
 from cloud.serialization.variants import unpack_variant, varied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.serialization.shared import FindSegment
 
 PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
@@ -345,12 +347,14 @@ def _packed(
     buffers: list[memoryview] | None,
     sent: Sent | None = None,
     proven: int = 0,
-    **options: Any,
+    *,
+    together: bool = False,
+    in_place: FindSegment | None = None,
 ) -> bytes | None:
     """A payload; None if its buffers must go into the pickle, as there can be no segment."""
     if not buffers and (buffers is None or sent is not None or sum(map(len, pieces)) < SHARE_BYTES):
         return b"".join(pieces)
-    shared = pack_shared(pieces, buffers, sent, proven, **options)
+    shared = pack_shared(pieces, buffers, sent, proven, together=together, in_place=in_place)
     return b"".join(pieces) if shared is None and not buffers else shared
 
 
@@ -460,7 +464,7 @@ def dumps_result(
     namespace: Namespace,
     *,
     share: bool = False,
-    in_place: Callable[[list[memoryview]], Segment | None] | None = None,
+    in_place: FindSegment | None = None,
 ) -> bytes:
     """Pickle what comes *back* from a job: the reader has the program's definitions, so names suffice.
 

@@ -25,7 +25,10 @@ from cloud.serialization.memory import MemoryFile, mapped, max_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, TypeAlias
+
+    FindSegment: TypeAlias = Callable[[list[memoryview]], "Segment | None"]
+    """Gives the segment that buffers of a result lie in already; None if there is none that can be sent."""
 
 SHARE_BYTES: Final = 1 << 18
 """Buffers from this size on travel beside the pickle."""
@@ -182,7 +185,7 @@ def pack_shared(
     proven: int = 0,
     *,
     together: bool = False,
-    in_place: Callable[[list[memoryview]], Segment | None] | None = None,
+    in_place: FindSegment | None = None,
 ) -> SharedBytes | None:
     """A pickle and the buffers left out of it; None when they must go into it after all.
 

@@ -26,11 +26,13 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.namespace import Namespace
-from cloud.serialization.shared import SHARE_BYTES, Segment, SharedBytes, attach, size_of
+from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from cloud.serialization.shared import FindSegment
 
 try:
     import resource
@@ -67,7 +69,7 @@ class Call:
         *,
         profile: bool = False,
         fast_pickle: bool = False,
-        in_place: Callable[[list[memoryview]], Segment | None] | None = None,
+        in_place: FindSegment | None = None,
     ) -> None:
         self.load = load
         self.namespace = namespace
