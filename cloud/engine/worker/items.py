@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import starmap
 
-from cloud.engine.worker.run import max_rss_kb, usage
+from cloud.engine.worker.run import RSS_UNIT, max_rss_kb, usage
 from cloud.jobs import DONE, ITEM_TIMES, PACKED, STDERR, STDOUT, TIMES, pack_outcome, pack_value
 from cloud.serialization import pickling
 
@@ -24,25 +25,26 @@ class ItemRecord:
     Args:
         pid: Process id to report.
         output: Takes what was printed since it was called last.
-        is_silent: True when that is nothing; quicker.
 
     Attributes:
         values: Of the items so far.
         position: Of the first of them.
+        note: Takes (position, began, ended, what ``usage`` gave at its end) of an item that is not small. Its times are
+            worked out later, for all together: what runs once a millisecond finds nothing in the processor's caches.
     """
 
-    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]], is_silent: Callable[[], bool]) -> None:
+    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]]) -> None:
         self.values: list[Any] = []
         self.position = 0
         self._pid = pid
         self._output = output
-        self._is_silent = is_silent
         self._printed = b"", b""
         self._began = 0.0, 0.0
         self._used: Any = None
         self._used_at = -1.0
         self._epoch = 0.0
-        self._times: list[tuple[int, float, float, float, float, int]] = []
+        self._noted: list[tuple[int, float, float, Any]] = []
+        self.note = self._noted.append
 
     def begin(self, position: int) -> float:
         """The next item is the first of a record; now, on the clock of ``perf_counter``."""
@@ -60,37 +62,46 @@ class ItemRecord:
         now = time.perf_counter()
         self._began = self._began[0] + now - self._began[1], now
 
-    def keep_times(self, position: int, began: float, ended: float) -> bool:
-        """Keep the times of an item that is not small; False if it printed, and must have an outcome of its own."""
-        if not self._is_silent():
-            self._printed = self._output()
-            if any(self._printed):
-                return False
-        user_s, system_s, rss_kb = self.usage_of_last(began)
-        self._used_at = ended
-        started = self._began[0] + began - self._began[1]
-        self._times.append((position - self.position, started, ended - began, user_s, system_s, rss_kb))
-        return True
+    def has_printed(self) -> bool:
+        """True if the item that ended last printed, and must have an outcome of its own."""
+        self._printed = self._output()
+        return any(self._printed)
 
     def output_of_last(self) -> tuple[bytes, bytes]:
-        """What the item printed that ``keep_times`` refused, or what was printed since."""
+        """What that item printed, or what was printed since."""
         printed, self._printed = self._printed, (b"", b"")
         return printed if any(printed) else self._output()
 
     def usage_of_last(self, began: float) -> tuple[float, float, int]:
         """CPU seconds, user and system, of the item that began then, and peak memory in kB."""
         before, after = self._used, usage()
-        self._used = after
         # The small items before it took about the time that had passed since that look.
-        others_s = began - self._used_at
-        user_s = max(0.0, after.ru_utime - before.ru_utime - others_s)
+        user_s = max(0.0, after.ru_utime - before.ru_utime - (began - self._used_at))
+        self._used, self._used_at = after, time.perf_counter()
         return user_s, after.ru_stime - before.ru_stime, max_rss_kb(after)
+
+    def _take_times(self, stop: int) -> list[tuple[int, float, float, float, float, int]]:
+        """Those of items before ``stop``: index in the record, started, runtime, CPU seconds, peak memory in kB."""
+        noted, first, offset = self._noted, self.position, self._began[0] - self._began[1]
+        later = [each for each in noted if each[0] >= stop] if noted and noted[-1][0] >= stop else []
+        before, looked_at, times = self._used, self._used_at, []
+        for position, began, ended, used in noted[: len(noted) - len(later)]:
+            # As in usage_of_last, but without a call for each: this delays the next item.
+            user_s = used.ru_utime - before.ru_utime - (began - looked_at)
+            user_s = max(user_s, 0.0)
+            system_s, rss_kb = used.ru_stime - before.ru_stime, used.ru_maxrss // RSS_UNIT
+            times.append((position - first, offset + began, ended - began, user_s, system_s, rss_kb))
+            before, looked_at = used, ended
+        self._used, self._used_at = before, looked_at
+        noted[:] = later
+        return times
 
     def pack(self, ended: float, *, take_output: bool = True) -> tuple[int, int, bytes] | None:
         """(position, number of items, packed outcome) of what there is, if anything; the record is empty then."""
-        values, times = self.values, self._times
+        values = self.values
         if not values:
             return None
+        times = self._take_times(self.position + len(values))
         started, began = self._began
         content = pickling.dumps_list(values)
         out, err = self._output() if take_output else (b"", b"")
@@ -99,11 +110,10 @@ class ItemRecord:
         elif out or err or times:
             # Written below sys.stdout by one of the small items: which one cannot be told.
             sections = [(PACKED, content), (STDOUT, out), (STDERR, err)]
-            sections.append((TIMES, b"".join(ITEM_TIMES.pack(*each) for each in times)))
+            sections.append((TIMES, b"".join(starmap(ITEM_TIMES.pack, times))))
             packed = pack_outcome(DONE, sections, pid=self._pid, started=started, runtime_s=ended - began)
         else:
             packed = pack_value(PACKED, content, self._pid, started, ended - began, 0.0, 0.0, 0)
         n = len(values)
         values.clear()
-        times.clear()
         return self.position, n, packed

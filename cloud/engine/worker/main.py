@@ -24,7 +24,7 @@ from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.received import Received
-from cloud.engine.worker.run import Call, pack_ended, run_call
+from cloud.engine.worker.run import Call, pack_ended, run_call, usage
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
@@ -91,7 +91,7 @@ class Worker:
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._context = 0
         self._received = Received(self.namespace)
-        self._items = ItemRecord(self.pid, self._end_of_output, self._capture.is_silent)
+        self._items = ItemRecord(self.pid, self._end_of_output)
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -120,12 +120,13 @@ class Worker:
             ch.TRACKER: self._on_tracker,
         }
         frames, slots, spin_s = self.link.frames, self.slots, self.settings["spin_s"]
-        body: Any = None
+        kind, body = 0, None
         while True:
             while frames:
                 kind, body = frames.popleft()
                 handlers[kind](body)
-            if self._outbox.has_left and self.link.look():
+            # More items may have come meanwhile: what is held goes with theirs, and nobody is woken for it.
+            if (kind == ch.RANGE or self._outbox.has_left) and self.link.look():
                 continue
             self._outbox.finish()
             body = None
@@ -283,9 +284,10 @@ class Worker:
         raw, unlimited = self._raw, ch.LIMIT_TOP
         path = self._surroundings.path
         prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
-        keep = self._items.values.append
+        record, is_silent = self._items, self._capture.is_silent
+        keep, note = record.values.append, record.note
         usual = None
-        began = last = self._begin_items(position)
+        last, due, full = self._begin_items(position)
         soon = -1.0 if deliver else last + small_s  # what ends before is small, and need not be looked at more closely
         for here, item in enumerate(items, position):
             slots[current] = here
@@ -313,16 +315,18 @@ class Worker:
                         last = now
                         continue
                     small = now - last < small_s
-                    if small or self._items.keep_times(here, last, now):
+                    if small or is_silent() or not record.has_printed():
+                        if not small:
+                            # Before its value: a poke between the two packs neither.
+                            note((here, last, now, usage()))
                         keep(value)
                         usual = type_
                         last = now if small else clock()
-                        due = now - began > outbox.hold_s or here - self._items.position >= _MAX_VALUES
                         large = (type_ is str or type_ is bytes) and len(value) > _LARGE
-                        if due or deliver or large or (prompt and not small):
+                        if now > due or here >= full or large or deliver or (prompt and not small):
                             self._pack_items(now, take_output=small)
                             outbox.flush()
-                            began = last = self._begin_items(here + 1)
+                            last, due, full = self._begin_items(here + 1)
                         soon = -1.0 if deliver else last + small_s
                         continue
                 ended = value, None
@@ -331,8 +335,8 @@ class Worker:
             outcome = pack_ended(
                 ended,
                 Call(_no_load, namespace),
-                (self.pid, time.time() - (now - last), now - last, *self._items.usage_of_last(last)),
-                self._items.output_of_last,
+                (self.pid, time.time() - (now - last), now - last, *record.usage_of_last(last)),
+                record.output_of_last,
                 self.settings["max_transmit_bytes"],
             )
             del ended
@@ -340,14 +344,16 @@ class Worker:
             self._tidy()
             if prompt or deliver or outbox.is_due():
                 outbox.flush()
-            began = last = self._begin_items(here + 1)
+            last, due, full = self._begin_items(here + 1)
             soon = -1.0 if deliver else last + small_s
         self._pack_items(last)
         self._tidy()
 
-    def _begin_items(self, position: int) -> float:
+    def _begin_items(self, position: int) -> tuple[float, float, int]:
+        """Begin a record: now, when it is due to be handed over, and the item that fills it."""
         self._outbox.note_beginning()
-        return self._items.begin(position)
+        now = self._items.begin(position)
+        return now, now + self._outbox.hold_s, position + _MAX_VALUES - 1
 
     def _pack_items(self, ended: float, *, take_output: bool = True) -> None:
         packed = self._items.pack(ended, take_output=take_output)
