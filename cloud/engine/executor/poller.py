@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Events = list[tuple[int, int]]
 
-_SPIN_S: Final = 0.0001
+_SPIN_S: Final = 0.0002
 _MAX_CREDIT: Final = 3
 _LOOK_AT_LOAD_S: Final = 0.02
 _MAX_POLL_S: Final = 86_400.0

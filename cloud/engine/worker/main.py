@@ -288,7 +288,7 @@ class Worker:
         keep, note = record.values.append, record.note
         usual = None
         last, due, full = self._begin_items(position)
-        soon = -1.0 if deliver else last + small_s  # what ends before is small, and need not be looked at more closely
+        soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
         for here, item in enumerate(items, position):
             slots[current] = here
             if not raw[unlimited] and here >= slots[limit]:
