@@ -12,6 +12,7 @@ from contextlib import suppress
 from cloud.client.results import shared_values
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
+from cloud.pool.forgotten import delete
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,12 +107,7 @@ class OpenTasks:
             start += n
         if self._deletes:
             # Not all that have ended: of the others that thread may not have kept the outcome yet.
-            try:
-                backend.delete(kept)
-            except JobNotFound:
-                for jid in kept:
-                    with suppress(JobNotFound):
-                        backend.delete((jid,))
+            delete(backend, kept)
 
     def _drop_gone(self, backend: Backend, found: dict[int, Any]) -> None:
         # Deleted by the user, or by a ``get`` that was interrupted: it hears of that when it is asked for.

@@ -42,6 +42,7 @@ class ApplyResult:
     _backend: Backend | None = None
     _jids: Jids = ()
     _segments: list[Segment] | None = None
+    _is_single = False
     _settled = False
     _success = True
     _value: Any = None
@@ -68,15 +69,13 @@ class ApplyResult:
     def begin(self, backend: Backend, jids: Jids) -> None:
         """Stand for these jobs from now on."""
         self._backend, self._jids = backend, jids
-        if self._is_single():
+        self._is_single = type(jids) is tuple and self._over is None
+        if self._is_single:
             self._pool.ledger.singles.add(backend, jids[0], self)
             return
         if self._over is not None:
             backend.when_final(jids, self._finish)
         self._pool.ledger.add(self)
-
-    def _is_single(self) -> bool:
-        return type(self._jids) is tuple and self._over is None
 
     def fail(self, error: BaseException) -> None:
         """End with this error."""
@@ -121,8 +120,7 @@ class ApplyResult:
             backend, jids = self._backend, self._jids
             assert backend is not None
             self._segments = backend.outcomes(jids)
-            with suppress(JobNotFound):  # the user deleted it
-                backend.delete(jids)
+            self._pool.ledger.taken(backend, jids, self._segments)
         return self._segments
 
     def _finish(self) -> None:
@@ -203,7 +201,7 @@ class ApplyResult:
     def _wait(self, timeout: float | None) -> bool:
         if self._over is not None:
             return self._over.wait(timeout)
-        if self._segments is None and self._is_single():
+        if self._segments is None and self._is_single:
             self._pool.ledger.singles.asked()
         if self._settled or self._segments is not None:
             return True
@@ -228,7 +226,7 @@ class ApplyResult:
                 else:
                     self._value = self._shape(values)
                 self._segments, self._settled = [], True
-        if self._is_single():
+        if self._is_single:
             assert self._backend is not None
             self._pool.ledger.singles.drop(self._backend, self._jids[0])
         else:

@@ -125,9 +125,11 @@ class Worker:
             while frames:
                 kind, body = frames.popleft()
                 handlers[kind](body)
-            # More items may have come meanwhile: what is held goes with theirs, and nobody is woken for it.
-            if (kind == ch.RANGE or self._outbox.has_left) and self.link.look():
-                continue
+            if kind == ch.RANGE or self._outbox.has_left:
+                # More items may have come meanwhile: what is held goes with theirs, and nobody is woken for it.
+                self._leave_if_copy()
+                if self.link.look():
+                    continue
             self._outbox.finish()
             body = None
             if self._received.has_large:
@@ -373,8 +375,7 @@ class Worker:
 
     def _tidy(self) -> None:
         if self._dirty[0] or sys.path != self._surroundings.path:
-            if os.getpid() != self.pid:
-                os._exit(0)  # a child that the job forked and that returned into our loop
+            self._leave_if_copy()
             if self._limited is not None and self._limited.met:
                 # It may have left no memory or no descriptors for the next job, which another worker is given.
                 self._outbox.flush()
@@ -382,6 +383,10 @@ class Worker:
             self._surroundings.restore()
             self._capture.restore_input()
             self._dirty[0] = False
+
+    def _leave_if_copy(self) -> None:
+        if os.getpid() != self.pid:
+            os._exit(0)  # a child that the job forked and that returned into our loop
 
     def _flush_before_request(self) -> None:
         # What the job asks about may be an outcome that is still held here.
