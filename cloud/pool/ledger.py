@@ -85,7 +85,7 @@ class Ledger:
 
     def taken(self, backend: Backend, jids: Jids, outcomes: list[Segment]) -> None:
         """These jobs are needed no more: delete them, now or with later ones."""
-        if self._shared or len(jids) > 1 or size_of(outcomes[0][3]) > _SMALL_BYTES:
+        if self._shared or len(jids) != 1 or size_of(outcomes[0][3]) > _SMALL_BYTES:
             delete(backend, jids)
         else:
             self._forgotten.add(backend, jids)
