@@ -245,3 +245,70 @@ def test_without_ctypes_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None
     in_place = InPlace()
     for _ in range(2):
         assert np.array_equal(pickling.loads(run(in_place, sent(numbers()), double)), 2 * numbers())
+
+
+def always() -> bool:
+    return True
+
+
+def test_memory_for_the_next_copy_is_there_already(learned: InPlace) -> None:
+    assert not learned.is_prepared, "nobody has asked"
+    learned.prepare(always)
+    assert learned.is_prepared
+    inode = os.fstat(learned._spare.fd).st_ino if learned._spare else 0
+    payload = sent(numbers())
+    result = run(learned, payload, double)
+    assert os.fstat(file_of(result).fd).st_ino == inode
+    assert np.array_equal(pickling.loads(result), 2 * numbers())
+    assert np.array_equal(pickling.loads(payload)[0][0], numbers())
+    assert not learned.is_prepared
+
+
+@pytest.mark.parametrize("n", [N - 50, 3 * N])
+def test_memory_that_was_got_for_another_length_will_do(learned: InPlace, n: int) -> None:
+    for _ in range(2):
+        learned.prepare(always)
+        result = run(learned, sent(numbers(n)), double)
+        assert np.array_equal(pickling.loads(result), 2 * numbers(n))
+        assert os.fstat(file_of(result).fd).st_size == result.segment.n_bytes
+
+
+def test_no_memory_is_got_for_who_returns_something_else(learned: InPlace) -> None:
+    run(learned, sent(numbers()), lambda array: array + 1)
+    learned.prepare(always)
+    assert not learned.is_prepared
+
+
+def test_no_memory_is_got_after_a_small_job(learned: InPlace) -> None:
+    learned.end()
+    learned.prepare(always)
+    assert not learned.is_prepared
+
+
+def test_getting_memory_ends_when_there_is_something_to_do(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud.engine.worker.in_place._PREPARED_BYTES", 4096)
+    left = iter([True, True, False])
+    learned.prepare(lambda: next(left))
+    assert learned._spare is not None
+    assert os.fstat(learned._spare.fd).st_size == 2 * 4096
+    result = run(learned, sent(numbers()), double)
+    assert np.array_equal(pickling.loads(result), 2 * numbers())
+
+
+def test_memory_is_given_back_when_nothing_comes(learned: InPlace) -> None:
+    before = MemoryFile.n_open[0]
+    learned.prepare(always)
+    assert MemoryFile.n_open[0] == before + 1
+    learned.give_back()
+    assert not learned.is_prepared
+    assert MemoryFile.n_open[0] == before
+
+
+def test_where_there_is_no_more_memory_it_goes_without(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    learned.prepare(always)
+    assert not learned.is_prepared
+    assert np.array_equal(pickling.loads(run(learned, sent(numbers()), double)), 2 * numbers())

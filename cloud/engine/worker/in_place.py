@@ -3,11 +3,13 @@
 A job may have to be run again, so its arguments stay as they were sent, and what it writes to are copies of their
 pages, each made as it is first written to. All of them at once are copied in a third of that time. So for functions
 that returned what they were given, that is done before they run, into a file of its own, which is their result's then.
+Half of the time of a copy goes into getting memory for it. Who has nothing to do gets that for the next one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from cloud.serialization.memory import MemoryFile
 from cloud.serialization.shared import Segment, SharedBytes, attach
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _PART_BYTES: Final = 1 << 26
 """Copied at a time: between two parts signals are seen."""
+
+_PREPARED_BYTES: Final = 1 << 22
+"""Gotten at a time, about a millisecond: between two parts it is seen whether there is something to do."""
 
 _MAX_GROWTH: Final = 4
 
@@ -31,6 +36,8 @@ class InPlace:
         self._given: Segment | None = None
         self._is_copy = False
         self._n_returned = 0
+        self._n_next = 0
+        self._spare: MemoryFile | None = None
         # A child may write to its memory, and its parent is not to see that.
         os.register_at_fork(before=self._freeze)
 
@@ -44,7 +51,8 @@ class InPlace:
         self._function, self._given, self._is_copy, self._n_returned = function, payload.segment, False, 0
         # One that returned 1 MB may only read what is a thousand times as large.
         is_likely = payload.segment.n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
-        if is_likely and (copy := _own_copy(payload.segment)) is not None:
+        spare, self._spare = self._spare, None
+        if is_likely and (copy := _own_copy(payload.segment, spare)) is not None:
             self._given, self._is_copy = copy, True
             return attach(payload, copy)
         return payload
@@ -61,14 +69,40 @@ class InPlace:
 
     def end(self) -> None:
         """The job is over."""
+        self._n_next = 0
         if self._given is None:
             return
         if self._n_returned and self._function:
             self._returning[self._function] = self._n_returned
+            self._n_next = self._given.n_bytes
         elif self._is_copy:
             self._returning.pop(self._function, None)
         self._freeze()
         self._given = None
+
+    def prepare(self, go_on: Callable[[], bool]) -> None:
+        """Get memory for the next copy, if the last job's function may need one; as long as ``go_on()``."""
+        if self._spare is not None or not self._n_next or not hasattr(os, "posix_fallocate"):
+            return
+        self._spare = file = MemoryFile.create()
+        if file is None:
+            return
+        try:
+            for start in range(0, self._n_next, _PREPARED_BYTES):
+                if not go_on():
+                    return
+                os.posix_fallocate(file.fd, start, min(_PREPARED_BYTES, self._n_next - start))
+        except OSError:
+            self._spare = None  # the limit for files is met, or no memory left
+
+    @property
+    def is_prepared(self) -> bool:
+        """True while it holds such memory."""
+        return self._spare is not None
+
+    def give_back(self) -> None:
+        """Hold it no longer."""
+        self._spare = None
 
     def forget(self, function: int) -> None:
         """The number may be another function's from now on."""
@@ -84,16 +118,23 @@ class InPlace:
         return True
 
 
-def _own_copy(segment: Segment) -> Segment | None:
-    """A copy in a file that the job's changes are to be found in; None if there can be none."""
+def _own_copy(segment: Segment, file: MemoryFile | None) -> Segment | None:
+    """A copy in a file that the job's changes are to be found in; None if there can be none.
+
+    Args:
+        segment: What to copy.
+        file: To be used for it, whatever its length; None for a new one.
+    """
     if segment.file is None or not hasattr(os, "copy_file_range"):
         return None
-    file = MemoryFile.create()
+    file = file or MemoryFile.create()
     if file is None:
         return None
     file.is_shared = True
     n_copied = 0
     try:
+        if os.fstat(file.fd).st_size > segment.n_bytes:
+            os.ftruncate(file.fd, segment.n_bytes)
         while n_copied < segment.n_bytes:
             n = min(_PART_BYTES, segment.n_bytes - n_copied)
             n = os.copy_file_range(segment.fd, file.fd, n, segment.offset + n_copied, n_copied)

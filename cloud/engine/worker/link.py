@@ -89,10 +89,10 @@ class Link:
             self._poll.poll()
             self._read()
 
-    def linger(self, seconds: float) -> None:
-        """Wait until something arrives, and no longer than this."""
-        if not self._n_requests:
-            self._poll.poll(1000 * seconds)
+    def linger(self, seconds: float) -> bool:
+        """Wait until something arrives, and no longer than this; True if something has."""
+        # Where a job has asked something, threads that it left behind may be reading.
+        return not self._n_requests and bool(self._poll.poll(1000 * seconds))
 
     def look(self) -> bool:
         """Take what has arrived, without waiting; True if there is something in ``frames`` now."""

@@ -48,6 +48,9 @@ _LARGE: Final = 4096
 _LINGER_S: Final = 0.01
 """Who is last to close a file gives its memory back, 7 ms for 100 MB: not the engine, which somebody may wait for."""
 
+_PREPARED_S: Final = 1.0
+"""Memory that the next job may need is held so long for it."""
+
 _MAX_VALUES: Final = 8192
 """About so many values share a record: as many as the processor's caches hold."""
 
@@ -133,9 +136,17 @@ class Worker:
             self._outbox.finish()
             body = None
             if self._received.has_large:
-                self.link.linger(_LINGER_S)
-                self._received.let_go()
+                self._idle_with_large()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
+
+    def _idle_with_large(self) -> None:
+        """Nothing is to be done, and large arguments are still held: wait for a while with what the next may need."""
+        received, link = self._received, self.link
+        received.prepare(lambda: not link.linger(0.0))
+        link.linger(_LINGER_S)
+        received.let_go()
+        if received.is_prepared and not link.linger(_PREPARED_S):
+            received.give_back()
 
     def _on_resume(self, body: Any) -> None:
         # Frames come in order: what was taken back lay before this one and met the limit; what follows is new.

@@ -116,6 +116,21 @@ class Received:
         if self._in_place is not None:
             self._in_place.end()
 
+    def prepare(self, go_on: Callable[[], bool]) -> None:
+        """Get memory that the next job may need, as long as ``go_on()``."""
+        if self._in_place is not None:
+            self._in_place.prepare(go_on)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether memory was got for the next job."""
+        return self._in_place is not None and self._in_place.is_prepared
+
+    def give_back(self) -> None:
+        """Hold that memory no longer."""
+        if self._in_place is not None:
+            self._in_place.give_back()
+
     @property
     def has_large(self) -> bool:
         """Whether large arguments of the last job are still held here."""
