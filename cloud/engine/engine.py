@@ -437,11 +437,9 @@ class Engine(Source):
         batch.function.took(sum(_RUNTIME.unpack_from(outcome, _RUNTIME_AT)[0] for outcome in outcomes), n)
 
     def _tell(self, batch: Batch, start: int, n: int) -> None:
-        if self.closed:
-            return  # who was told would ask, and be refused
         watches = batch.watches
-        if watches is None:
-            return
+        if self.closed or watches is None:
+            return  # who was told would ask a closed one, and be refused
         found = watches.take(start, n)
         if batch.finished:
             batch.watches = None
@@ -757,6 +755,8 @@ class Engine(Source):
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
         self.check_open()
+        if len(jids) == 1 and self._has_intake and self._store.forget_call(jids[0]):
+            return  # in one step: no handler of a signal can come in the middle
         with self.changing:
             for batch, start, stop in self.store.runs(jids):
                 self.store.delete(batch, start, stop)

@@ -390,7 +390,7 @@ class Future(futures.Future["T"]):
     def __del__(self) -> None:
         if self._backend is not None:
             # Not here: this may be called anywhere, with any lock held.
-            self._work.forgotten.add(self._backend, self._jids)
+            self._work.forgotten.append((self._backend, self._jids))
 
 
 def _call(callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:

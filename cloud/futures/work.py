@@ -24,7 +24,6 @@ from cloud.futures.future import Future
 from cloud.jobs import KILLED, QUEUED, WAITING, Jids
 from cloud.pool.callbacks import CallbackThread
 from cloud.pool.errors import unsent_error
-from cloud.pool.forgotten import Forgotten
 from cloud.pool.open_tasks import OpenTasks
 from cloud.pool.placing import Place
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Work"]
 
 _KILL_WAIT_S: Final = 10.0
+_MAX_FORGOTTEN: Final = 256
 
 
 class Work:
@@ -58,7 +58,7 @@ class Work:
         self.place = place
         self.gate = threading.RLock()
         self.callbacks = CallbackThread()
-        self.forgotten = Forgotten()
+        self.forgotten: deque[tuple[Backend, Jids]] = deque()
         self.closing = False
         self._watch = watch
         self._open = OpenTasks(deletes=False)
@@ -103,7 +103,8 @@ class Work:
             if self.place.shared:
                 # Others may delete its job, or close the backend: it must have its value before.
                 future.watch()
-        self.forgotten.delete_if_many()
+        if len(self.forgotten) > _MAX_FORGOTTEN:
+            self.forget()
         return future
 
     def asked(self) -> None:
@@ -189,6 +190,26 @@ class Work:
                     backend.wait(pending, _KILL_WAIT_S, stop_on_error=False)
         for future in futures:
             future.wait(0.0)
+
+    def forget(self) -> None:
+        """Delete the jobs whose futures are gone."""
+        found: dict[Backend, list[int]] = {}
+        forgotten = self.forgotten
+        with suppress(IndexError):
+            while True:
+                backend, jids = forgotten.popleft()
+                if backend not in found:
+                    found[backend] = []
+                found[backend] += jids
+        for backend, every in found.items():
+            every.sort()  # a list lets go of its last item first; runs of jobs are deleted together
+            with suppress(BackendClosed):
+                try:
+                    backend.delete(every)
+                except JobNotFound:
+                    for jid in every:
+                        with suppress(JobNotFound):
+                            backend.delete((jid,))
 
     def backend_closed(self) -> None:
         """Nothing more will be heard of their jobs: those who wait for futures must not wait for ever."""
@@ -283,7 +304,7 @@ class Work:
         for results in list(self._maps):
             results.secure()
         if self.place.shared:
-            self.forgotten.delete()
+            self.forget()
         self.place.dismiss()
         self.place.wait_for_workers()
         self.place.close()

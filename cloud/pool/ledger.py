@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from cloud.pool.forgotten import Forgotten, delete
 from cloud.pool.open_tasks import OpenTasks
-from cloud.serialization.shared import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Protocol
 
-    from cloud.backends.base import Backend, Segment
     from cloud.client.cloud import Cloud
-    from cloud.jobs import Jids
 
     class Open(Protocol):
         """A result, or an iterator over results.
@@ -49,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 _MIN_KEPT: Final = 256
-_SMALL_BYTES: Final = 4096
 
 
 class Ledger:
@@ -57,15 +52,10 @@ class Ledger:
 
     Attributes:
         singles: Single tasks without callbacks.
-
-    Args:
-        shared: Its jobs are among those of others, who see them until they are deleted.
     """
 
-    def __init__(self, *, shared: bool) -> None:
+    def __init__(self) -> None:
         self.singles = OpenTasks(deletes=True)
-        self._forgotten = Forgotten()
-        self._shared = shared
         self._lock = threading.Lock()
         self._others: set[Any] = set()
         self._n_kept = _MIN_KEPT
@@ -82,14 +72,6 @@ class Ledger:
     def drop(self, result: Open) -> None:
         """This one has its value."""
         self._others.discard(result)
-
-    def taken(self, backend: Backend, jids: Jids, outcomes: list[Segment]) -> None:
-        """These jobs are needed no more: delete them, now or with later ones."""
-        if self._shared or len(jids) != 1 or size_of(outcomes[0][3]) > _SMALL_BYTES:
-            delete(backend, jids)
-        else:
-            self._forgotten.add(backend, jids)
-            self._forgotten.delete_if_many()
 
     def open(self) -> list[Open]:
         """Those that may not have ended."""

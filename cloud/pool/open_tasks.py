@@ -12,7 +12,6 @@ from contextlib import suppress
 from cloud.client.results import shared_values
 from cloud.errors import BackendClosed, JobNotFound
 from cloud.jobs import DONE
-from cloud.pool.forgotten import delete
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +106,12 @@ class OpenTasks:
             start += n
         if self._deletes:
             # Not all that have ended: of the others that thread may not have kept the outcome yet.
-            delete(backend, kept)
+            try:
+                backend.delete(kept)
+            except JobNotFound:
+                for jid in kept:
+                    with suppress(JobNotFound):
+                        backend.delete((jid,))
 
     def _drop_gone(self, backend: Backend, found: dict[int, Any]) -> None:
         # Deleted by the user, or by a ``get`` that was interrupted: it hears of that when it is asked for.

@@ -109,7 +109,7 @@ class Pool:
             _load_rest()
             self._place = shared_place(backend, processes, initializer, maxtasksperchild)
         self.callbacks = CallbackThread()
-        self.ledger = Ledger(shared=self._place.shared)
+        self.ledger = Ledger()
         self._state = _RUN
         _pools.add(self)
 
@@ -330,7 +330,7 @@ class Pool:
     def reset(self) -> None:
         """In a forked child: the tasks are the parent's, and so are the threads."""
         self.callbacks = CallbackThread()
-        self.ledger = Ledger(shared=self._place.shared)
+        self.ledger = Ledger()
         self._place.reset()
 
     def __enter__(self) -> Self:

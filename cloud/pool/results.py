@@ -120,7 +120,8 @@ class ApplyResult:
             backend, jids = self._backend, self._jids
             assert backend is not None
             self._segments = backend.outcomes(jids)
-            self._pool.ledger.taken(backend, jids, self._segments)
+            with suppress(JobNotFound):  # the user deleted it
+                backend.delete(jids)
         return self._segments
 
     def _finish(self) -> None:

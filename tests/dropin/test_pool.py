@@ -24,6 +24,7 @@ import cloud.pool
 import cloud.pool_interface
 from cloud.errors import CloudException, CloudTimeoutError
 from cloud.pool import Pool
+from cloud.serialization.memory import MemoryFile
 from tests.dropin import pool_functions as fn
 
 N = 2
@@ -373,6 +374,14 @@ def test_results_nobody_asks_for_are_forgotten(ours: Pool) -> None:
     ours.map(fn.square, range(10))
     left = ours._place.cloud.find()
     assert len(left) < 1200
+
+
+def test_a_task_that_has_ended_keeps_no_memory_for_its_function(ours: Pool) -> None:
+    for number in range(40):
+        content = bytes([number]) * (1 << 20)
+        assert ours.apply(lambda content=content: content[-1]) == number
+        assert ours.apply_async(bytearray(content).__len__).get() == 1 << 20
+    assert MemoryFile.n_open[0] < 20
 
 
 # --- exceptions -------------------------------------------------------------------------------------------------------

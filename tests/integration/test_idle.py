@@ -162,8 +162,26 @@ def test_idle_workers_hold_no_large_arguments(start: Opener) -> None:
     assert cloud.result([cloud.call(len, large) for _ in range(4)]) == [len(large)] * 4
     numbers = np.ones(1 << 19)
     for _ in range(3):  # memory is got ahead for a function that returned what it was given
-        assert np.array_equal(cloud.result(cloud.call(lambda array: array, numbers)), numbers)
+        assert np.array_equal(cloud.result(cloud.call(np.asarray, numbers)), numbers)
     until(lambda: not any(_large_files(pid) for pid in worker_pids(cloud)), "they let go of them")
+
+
+@pytest.mark.parametrize("as_map", [False, True])
+def test_memory_that_was_got_ahead_is_given_back_by_a_job_that_does_not_need_it(start: Opener, as_map: bool) -> None:
+    cloud = start(1)
+    numbers = np.ones(1 << 19)
+    for _ in range(3):
+        cloud.result(cloud.call(np.asarray, numbers))
+    (pid,) = worker_pids(cloud)
+    until(lambda: _held_for_long(pid), "it holds only that memory, and for a second")
+    assert cloud.result(cloud.map(abs, [-1, -2]) if as_map else [cloud.call(abs, -1), cloud.call(abs, -2)]) == [1, 2]
+    until(lambda: not _large_files(pid), "it lets go of it")
+
+
+def _held_for_long(pid: int) -> bool:
+    before = _large_files(pid)
+    time.sleep(0.05)  # arguments are held for a hundredth of a second
+    return len(before) == 1 and before == _large_files(pid)
 
 
 def _large_files(pid: int) -> list[str]:

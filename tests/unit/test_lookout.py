@@ -115,6 +115,15 @@ def test_nobody_is_patient_while_somebody_is_to_be_told_of_single_jobs(house: Ho
     assert not house.lookout.patient
 
 
+def test_nobody_is_patient_while_a_worker_has_something_else_to_do_behind(house: House) -> None:
+    house.workers[1].tasks.append(SimpleNamespace(batch=SimpleNamespace(watches=None, queued_s=10.0)))
+    assert house.plan(may_be_patient=True) == house.plan(may_be_patient=False)
+    assert not house.lookout.patient
+    house.workers[1].tasks.popleft()
+    house.plan(may_be_patient=True)
+    assert house.lookout.patient
+
+
 def test_less_is_sent_ahead_towards_the_end_of_a_map(house: House) -> None:
     house.plan(may_be_patient=True, has_queued=True)
     most = house.lookout.ahead_s

@@ -76,8 +76,11 @@ class Lookout:
     def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
         """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
         limit_s, n_regular, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
+        # What is held behind a long item of another batch might be the last that somebody waits for.
         patient = may_be_patient and not any(
-            task.batch.watches is not None for worker in self._workers() for task in worker.tasks
+            task.batch.watches is not None or task.batch is not worker.tasks[0].batch
+            for worker in self._workers()
+            for task in worker.tasks
         )
         for worker in self._workers():
             leaves = worker.n_items_over_one

@@ -409,6 +409,10 @@ class Store(ABC):
     def delete(self, batch: Batch, start: int, stop: int) -> None:
         """Forget finished jobs. The batch goes when all its jobs are forgotten."""
 
+    def forget_call(self, jid: int) -> bool:
+        """Forget a finished call where that is one step, without the lock; False if it is not: ``delete`` it."""
+        return False
+
     @abstractmethod
     def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
         """Batches, oldest first, those with forgotten jobs included.

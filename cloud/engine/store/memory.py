@@ -109,6 +109,9 @@ class MemoryStore(Store):
             del self._deleted[batch.jid0]
             del self._maps[at]
 
+    def forget_call(self, jid: int) -> bool:
+        return self._calls.pop(jid, None) is not None
+
     def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
         for batch in sorted([*self._calls.values(), *self._maps], key=_first_jid):
             if (label is None or batch.options.label == label) and not (unfinished and batch.finished):

@@ -24,6 +24,8 @@ _PART_BYTES: Final = 1 << 26
 _PREPARED_BYTES: Final = 1 << 22
 """Gotten at a time, about a millisecond: between two parts it is seen whether there is something to do."""
 
+_MAX_PREPARED_BYTES: Final = 1 << 28
+
 _MAX_GROWTH: Final = 4
 
 
@@ -51,10 +53,11 @@ class InPlace:
         self._function, self._given, self._is_copy, self._n_returned = function, payload.segment, False, 0
         # One that returned 1 MB may only read what is a thousand times as large.
         is_likely = payload.segment.n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
-        spare, self._spare = self._spare, None
-        if is_likely and (copy := _own_copy(payload.segment, spare)) is not None:
-            self._given, self._is_copy = copy, True
-            return attach(payload, copy)
+        if is_likely:
+            spare, self._spare = self._spare, None
+            if (copy := _own_copy(payload.segment, spare)) is not None:
+                self._given, self._is_copy = copy, True
+                return attach(payload, copy)
         return payload
 
     def segment_of(self, buffers: list[memoryview]) -> Segment | None:
@@ -74,7 +77,7 @@ class InPlace:
             return
         if self._n_returned and self._function:
             self._returning[self._function] = self._n_returned
-            self._n_next = self._given.n_bytes
+            self._n_next = min(self._given.n_bytes, _MAX_PREPARED_BYTES)
         elif self._is_copy:
             self._returning.pop(self._function, None)
         self._freeze()

@@ -91,12 +91,16 @@ class Link:
 
     def linger(self, seconds: float) -> bool:
         """Wait until something arrives, and no longer than this; True if something has."""
-        # Where a job has asked something, threads that it left behind may be reading.
-        return not self._n_requests and bool(self._poll.poll(1000 * seconds))
+        return self.reads_alone and bool(self._poll.poll(1000 * seconds))
+
+    @property
+    def reads_alone(self) -> bool:
+        """False once a job has asked something: threads that it left behind may be reading."""
+        return not self._n_requests
 
     def look(self) -> bool:
         """Take what has arrived, without waiting; True if there is something in ``frames`` now."""
-        if not self._n_requests:  # else a job has asked something, and threads that it left behind may be reading
+        if self.reads_alone:
             self._read()
         return bool(self.frames)
 

@@ -135,16 +135,19 @@ class Worker:
                     continue
             self._outbox.finish()
             body = None
-            if self._received.has_large:
+            if self._received.has_large or self._received.is_prepared:
                 self._idle_with_large()
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 
     def _idle_with_large(self) -> None:
         """Nothing is to be done, and large arguments are still held: wait for a while with what the next may need."""
         received, link = self._received, self.link
-        received.prepare(lambda: not link.linger(0.0))
-        link.linger(_LINGER_S)
-        received.let_go()
+        if received.has_large:
+            # Not where memory is limited, as what is got for later jobs would be taken from this one's.
+            if link.reads_alone and self._limited is None:
+                received.prepare(lambda: not link.linger(0.0))
+            link.linger(_LINGER_S)
+            received.let_go()
         if received.is_prepared and not link.linger(_PREPARED_S):
             received.give_back()
 
@@ -226,6 +229,7 @@ class Worker:
         prompt = flags & ch.PROMPT and time.monotonic() - began > _SMALL_S
         if flags & ch.DELIVER or prompt or self._outbox.is_due():
             self._outbox.flush()
+        self._received.give_back()
 
     def _function(self, token: int, context: int, extras: dict[str, str], *, keep: bool) -> Callable[..., Any]:
         self._initialization.check()
@@ -256,6 +260,7 @@ class Worker:
             return
         part = items[first : first + n] if first or n < len(items) else items
         self._many(function, kind, part, position, flags)
+        self._received.give_back()
 
     def _one_by_one(
         self,

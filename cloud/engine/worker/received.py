@@ -127,7 +127,7 @@ class Received:
         return self._in_place is not None and self._in_place.is_prepared
 
     def give_back(self) -> None:
-        """Hold that memory no longer."""
+        """Hold that memory no longer: a job did not need it, or none came."""
         if self._in_place is not None:
             self._in_place.give_back()
 
