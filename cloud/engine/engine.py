@@ -65,7 +65,7 @@ _RUNTIME_AT: Final = 16
 _FINAL: Final = (DONE, ERROR, KILLED, STALLED)
 _WAITING_BYTE: Final = bytes((WAITING,))
 _QUEUED_BYTE: Final = bytes((QUEUED,))
-_POLL_EVERY: Final = 64
+_POLL_EVERY: Final = 128
 _POLL_EVERY_CHUNKS: Final = 4
 
 
