@@ -2,8 +2,9 @@
 
 While workers have more than the item they run, they leave outcomes in their rings, and somebody looks into those every
 few milliseconds. A look takes a core from a worker for a fifth of a millisecond. So whoever waits for a whole map is
-*patient*, while all workers are busy and nobody is to be told of single jobs: looks are few, and workers hold outcomes
-for as long. Whoever asks about jobs meanwhile calls those in first (``Executor.call_in``).
+*patient*, while all workers are busy, each with items of one batch, and nobody is to be told of single jobs: looks are
+few, and workers hold outcomes for as long. Whoever asks about jobs meanwhile calls those in first
+(``Executor.call_in``).
 """
 
 from __future__ import annotations
