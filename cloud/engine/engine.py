@@ -755,7 +755,7 @@ class Engine(Source):
     def delete(self, jids: Jids) -> None:
         """Forget jobs; unfinished ones must have been cancelled and waited for."""
         self.check_open()
-        if len(jids) == 1 and self._has_intake and self._store.forget_call(jids[0]):
+        if len(jids) == 1 and self._store.forget_call(jids[0]):
             return  # in one step: no handler of a signal can come in the middle
         with self.changing:
             for batch, start, stop in self.store.runs(jids):

@@ -254,8 +254,8 @@ def always() -> bool:
 def test_memory_for_the_next_copy_is_there_already(learned: InPlace) -> None:
     assert not learned.is_prepared, "nobody has asked"
     learned.prepare(always)
-    assert learned.is_prepared
-    inode = os.fstat(learned._spare.fd).st_ino if learned._spare else 0
+    assert learned._spare is not None
+    inode = os.fstat(learned._spare.fd).st_ino
     payload = sent(numbers())
     result = run(learned, payload, double)
     assert os.fstat(file_of(result).fd).st_ino == inode

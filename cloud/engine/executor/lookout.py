@@ -25,7 +25,8 @@ STALL_S: Final = 0.005
 
 _LOOK_S: Final = 0.006
 _LOOK_PATIENTLY_S: Final = 0.100
-_AHEAD_PATIENTLY_S: Final = 12.5 * AHEAD_S
+_AHEAD_PATIENTLY_S: Final = 2.5 * _LOOK_PATIENTLY_S
+"""So that none runs dry between two looks, should it take less than was thought."""
 _HOLD_PATIENTLY_NS: Final = int(1e9 * _LOOK_PATIENTLY_S)
 _OVERDUE_NS: Final = 1_500_000
 """A worker holds outcomes no longer than it may and this, but for an item that turns out to be long."""

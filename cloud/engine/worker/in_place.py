@@ -25,6 +25,7 @@ _PREPARED_BYTES: Final = 1 << 22
 """Gotten at a time, about a millisecond: between two parts it is seen whether there is something to do."""
 
 _MAX_PREPARED_BYTES: Final = 1 << 28
+"""Each worker may hold so much for nothing."""
 
 _MAX_GROWTH: Final = 4
 

@@ -140,7 +140,7 @@ class Worker:
             self.link.receive(spin_s if slots[ch.SPIN] else 0.0)
 
     def _idle_with_large(self) -> None:
-        """Nothing is to be done, and large arguments are still held: wait for a while with what the next may need."""
+        """Nothing is to be done: hold large arguments a moment longer, and memory that the next job may need."""
         received, link = self._received, self.link
         if received.has_large:
             # Not where memory is limited, as what is got for later jobs would be taken from this one's.
