@@ -547,7 +547,7 @@ class Engine(Source):
         if stop_on_error:
             self._drive_to_failure(wait, deadline)
         else:
-            self.waiting.drive(wait.done, deadline, patient=self.durable is None)
+            self.waiting.drive(wait.done, deadline, patient=self.durable is None and wait.is_to_the_end())
         with self.lock:
             return None if wait.failed else wait.unfinished()
 
@@ -573,7 +573,7 @@ class Engine(Source):
                 # One may have failed since the last look, when nobody kept a list of failures.
                 if wait.has_failed():
                     return
-            self.waiting.drive(wait.done, deadline, patient=self.durable is None)
+            self.waiting.drive(wait.done, deadline, patient=self.durable is None and wait.is_to_the_end())
         finally:
             if wait.failures is not None:
                 with self.changing:

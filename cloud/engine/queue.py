@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cloud.environment import Environment
 
 _LONG_S: Final = 0.002
-"""Items that take longer are not sent ahead at all."""
+_LONG_PART: Final = 1 / 8
+"""Items that take longer, and more than this part of the room there is, are not sent ahead at all."""
 _TINY_S: Final = 0.0001
 """Shorter ones are rarely among much longer ones."""
 
@@ -75,6 +76,8 @@ class Queue:
             queue.appendleft(batch)
         else:
             queue.append(batch)
+            if priority < lane.priorities[-1]:
+                self._executor.make_way(priority)
 
     @property
     def next_environment(self) -> Environment | None:
@@ -93,6 +96,7 @@ class Queue:
         # A worker that was refilled for ever would never leave its slot to one of another environment.
         if lane is None or (not idle and len(self._lanes) > 1 and lane is not self._first_lane()):
             return tasks
+        long_s = max(_LONG_S, _LONG_PART * room_s)
         spent_s, n_bytes, shared, share = 0.0, 0, None, 1
         for priority in lane.priorities:
             queue = lane.queues[priority]
@@ -108,7 +112,7 @@ class Queue:
                 start, stop = run
                 alone = options is not DEFAULT_OPTIONS and options.alone
                 whole = self._executor.whole_chunks
-                if alone or whole or not 0.0 < mean_s <= _LONG_S:
+                if alone or whole or not 0.0 < mean_s <= long_s:
                     if not tasks and idle:
                         stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
                         tasks.append(Task(batch, start, stop))

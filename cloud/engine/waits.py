@@ -26,6 +26,13 @@ class Wait:
         self.seen_failures = 0
         self.failed = False
 
+    def is_to_the_end(self) -> bool:
+        """True when no job comes after these in their batches: workers run out of work as the last of these ends."""
+        stops: dict[int, int] = {}
+        for batch, _, stop in self._runs:
+            stops[id(batch)] = max(stop, stops.get(id(batch), 0))
+        return all(stops[id(batch)] == batch.n for batch, _, _ in self._runs)
+
     def has_failed(self) -> bool:
         for batch, start, stop in self._runs:
             states = batch.states

@@ -432,6 +432,38 @@ def test_callbacks_are_called_at_once_while_another_waits_for_all(
 
 
 @CHILDREN_ONLY
+def test_the_first_part_of_a_map_is_not_waited_for_patiently(api: ModuleType) -> None:
+    api.result(api.map(_ends, range(20)))
+    late_s = []
+    for _ in range(5):
+        jids = api.map(_ends, range(400))
+        ends = api.result(jids[:150])
+        late_s.append(time.monotonic() - max(ends))
+        api.kill(jids)
+    assert sorted(late_s)[2] < 0.02
+
+
+@CHILDREN_ONLY
+def test_what_has_priority_goes_before_what_was_sent_far_ahead(
+    api: ModuleType, waiter: Callable[[range], Future[Any]]
+) -> None:
+    def work(n: int) -> float:
+        began = time.monotonic()
+        time.sleep(0.01)
+        return began
+
+    api.result(api.map(work, range(20)))
+    jids = api.map(work, range(200))
+    waiting = waiter(jids)
+    assert eventually(lambda: sum(status == "processing" for status in api.status(jids)) > 0)
+    time.sleep(0.1)  # nothing tells from outside how much was sent
+    asked = time.monotonic()
+    began = api.result(api.call(work, 0, _priority=1))
+    # As many as were about to begin on each of a few workers, of the 40 that may have been sent to each.
+    assert sum(asked < other < began for other in waiting.result(60)) < 15
+
+
+@CHILDREN_ONLY
 def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
     def one_fails(n: int) -> float:
         if n == 300:

@@ -241,11 +241,12 @@ def test_short_jobs_go_together_as_far_as_there_is_room(house: House) -> None:
     assert house.claimed(room_s=0.0) == [6], "a worker with nothing to do gets work whatever its length"
 
 
-def test_long_jobs_are_never_sent_ahead(house: House) -> None:
+def test_long_jobs_are_sent_ahead_only_where_there_is_room_for_many(house: House) -> None:
     house.known_runtime(0.1)
     house.map(10)
-    assert house.claimed(idle=False, room_s=1e9) == []
-    assert house.claimed(room_s=1e9) == [1]
+    assert house.claimed(idle=False, room_s=0.7) == []
+    assert house.claimed(room_s=0.7) == [1], "to one with nothing to do"
+    assert house.claimed(idle=False, room_s=0.9) == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from cloud.engine import channel as ch
 from cloud.engine.executor.base import AHEAD_S
-from cloud.engine.executor.lookout import STALL_S, Lookout
+from cloud.engine.executor.lookout import Lookout
+from cloud.engine.executor.workers import STALL_S
 
 
 class Worker:
@@ -25,6 +26,7 @@ class Worker:
         self.tasks: deque[Any] = deque([SimpleNamespace(batch=self.batch)])
         self.n_items_over_one = True
         self.left_s = 1.0
+        self.mean_s = 0.001
         self.load_s = 1.0
         self.has_begun = True
         self.poke_again_at = self.seen_at = 0.0
@@ -101,7 +103,7 @@ def test_a_patient_one_looks_less_often_and_lets_workers_hold_more_and_have_more
     seldom = house.plan(may_be_patient=True)
     assert seldom is not None and seldom > 3 * often
     assert house.lookout.regular and house.lookout.patient
-    assert house.lookout.ahead_s > 2 * seldom
+    assert house.lookout.ahead_s > 1.5 * seldom
     assert {worker.told for worker in house.workers} == {(True, house.workers[0].slots[ch.HOLD])}
     assert house.workers[0].slots[ch.HOLD] > ch.HOLD_NS
     house.plan(may_be_patient=False)
@@ -128,7 +130,7 @@ def test_less_is_sent_ahead_towards_the_end_of_a_map(house: House) -> None:
     house.plan(may_be_patient=True, has_queued=True)
     most = house.lookout.ahead_s
     for worker in house.workers:
-        worker.batch.queued_s = 8 * most / 2
+        worker.batch.queued_s = 4 * most / 2
     house.plan(may_be_patient=True, has_queued=True)
     assert house.lookout.ahead_s == pytest.approx(most / 2)
     for worker in house.workers:
@@ -140,7 +142,7 @@ def test_less_is_sent_ahead_towards_the_end_of_a_map(house: House) -> None:
 def test_who_has_little_gets_more_in_time(house: House) -> None:
     seldom = house.plan(may_be_patient=True, has_queued=True)
     house.workers[1].left_s = 0.02
-    assert house.plan(may_be_patient=True, has_queued=True) == pytest.approx(0.01)
+    assert house.plan(may_be_patient=True, has_queued=True) == pytest.approx(0.012)
     assert house.plan(may_be_patient=True, has_queued=False) == seldom
     house.workers[1].left_s = 0.0
     assert house.plan(may_be_patient=True, has_queued=True) == house.plan(may_be_patient=False)
@@ -176,6 +178,25 @@ def test_a_look_finds_those_that_stand_at_one_item(house: House) -> None:
     assert house.lookout.look(now + 1.1 * STALL_S) == [first]
     assert house.lookout.look(now + 1.5 * STALL_S) == [], "that was told a moment ago"
     assert house.lookout.look(now + 2.5 * STALL_S) == [second]
+
+
+def test_an_item_as_long_as_others_is_no_reason_to_move_those_behind_it(house: House) -> None:
+    first, second = house.workers
+    first.mean_s = 0.05
+    now = time.monotonic()
+    house.lookout.look(now)
+    assert house.lookout.look(now + 0.15) == [second]
+    assert house.lookout.look(now + 0.21) == [first]
+
+
+def test_a_patient_one_sends_more_ahead_of_long_items_though_workers_leave_nothing_yet(house: House) -> None:
+    for worker in house.workers:
+        worker.n_items_over_one = False
+    house.plan(may_be_patient=True, has_queued=True)
+    assert house.lookout.ahead_s > AHEAD_S
+    assert not house.lookout.patient, "there is nothing to call in"
+    house.plan(may_be_patient=False, has_queued=True)
+    assert house.lookout.ahead_s == AHEAD_S
 
 
 def test_whoever_asks_calls_in_what_is_held(house: House) -> None:

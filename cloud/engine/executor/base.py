@@ -168,6 +168,10 @@ class Executor(ABC):
     def take_back(self) -> None:
         """Give back every item that was claimed and not begun."""
 
+    def make_way(self, priority: int) -> None:
+        """A job of that priority was queued: give back what was sent far ahead and is to start after it."""
+        return
+
     @abstractmethod
     def held(self) -> list[tuple[Batch, int]]:
         """The items that were claimed and have not ended: those that run, and those that may have begun."""

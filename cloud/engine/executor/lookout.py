@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterable
 
 from cloud.engine import channel as ch
 from cloud.engine.executor.base import AHEAD_S
-from cloud.engine.executor.workers import WorkerHandle
+from cloud.engine.executor.workers import STALL_S, WorkerHandle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-STALL_S: Final = 0.005
-"""An item that runs so long is not one of those that others are sent along with."""
+_STALL_PART: Final = 4
+"""An item that takes so much longer than usual, and ``STALL_S``, is none that others are sent along with."""
 
 _LOOK_S: Final = 0.006
-_LOOK_PATIENTLY_S: Final = 0.100
-_AHEAD_PATIENTLY_S: Final = 2.5 * _LOOK_PATIENTLY_S
-"""So that none runs dry between two looks, should it take less than was thought."""
+_LOOK_PATIENTLY_S: Final = 0.200
+_AHEAD_PATIENTLY_S: Final = 2 * _LOOK_PATIENTLY_S
+_LOOK_AGAIN: Final = 0.6
+"""After so much of what a worker has: none is to run dry before, should it take less than was thought."""
 _HOLD_PATIENTLY_NS: Final = int(1e9 * _LOOK_PATIENTLY_S)
 _OVERDUE_NS: Final = 1_500_000
 """A worker holds outcomes no longer than it may and this, but for an item that turns out to be long."""
@@ -77,7 +78,8 @@ class Lookout:
 
     def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
         """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
-        limit_s, n_regular, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
+        limit_s, n_busy, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
+        self.regular = False
         # What is held behind a long item of another batch might be the last that somebody waits for.
         patient = may_be_patient and not any(
             task.batch.watches is not None or task.batch is not worker.tasks[0].batch
@@ -88,23 +90,30 @@ class Lookout:
             leaves = worker.n_items_over_one
             worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else ch.HOLD_NS)
             if leaves:
-                n_regular += 1
+                self.regular = True
                 least_s = min(least_s, worker.left_s)
-                queued_s = max(queued_s, worker.tasks[-1].batch.queued_s)
-            elif worker.tasks:
+            if worker.tasks:
+                n_busy += 1
                 limit_s = self._watch_output_s
-        self.regular = n_regular > 0
+                queued_s = max(queued_s, worker.tasks[-1].batch.queued_s)
         self.patient = self.regular and patient
         self.ahead_s = AHEAD_S
+        if patient and n_busy:
+            # Less towards the end of a map: its last items may be long, and nobody can have them while they wait behind
+            # others.
+            self.ahead_s = max(AHEAD_S, min(_AHEAD_PATIENTLY_S, queued_s / (2 * n_busy)))
         if not self.regular:
             return limit_s
         if not self.patient:
             return _LOOK_S
-        # Less towards the end of a map: its last items may be long, and nobody can have them while they wait behind
-        # others.
-        self.ahead_s = max(AHEAD_S, min(_AHEAD_PATIENTLY_S, queued_s / (4 * n_regular)))
         # Who has little must get more in good time.
-        return max(_LOOK_S, min(_LOOK_PATIENTLY_S, least_s / 2)) if has_queued else _LOOK_PATIENTLY_S
+        return max(_LOOK_S, min(_LOOK_PATIENTLY_S, _LOOK_AGAIN * least_s)) if has_queued else _LOOK_PATIENTLY_S
+
+    def is_far_ahead_of(self, priority: int) -> bool:
+        """True when workers were sent much, as somebody is patient, that is to start after a job of that priority."""
+        return self.patient and any(
+            worker.tasks and worker.tasks[-1].batch.options.priority > priority for worker in self._workers()
+        )
 
     def look(self, now: float) -> list[WorkerHandle]:
         """Take what workers left, see that what is overdue is sent; those that have stood at one item for long."""
@@ -121,7 +130,7 @@ class Lookout:
             current = worker.slots[ch.CURRENT]
             if current != worker.seen_current:
                 worker.seen_current, worker.seen_at = current, now
-            elif now - worker.seen_at >= STALL_S and worker.has_begun:
+            elif now - worker.seen_at >= max(STALL_S, _STALL_PART * worker.mean_s) and worker.has_begun:
                 worker.seen_at = now + 0.1
                 stalled.append(worker)
         if self._capture and now - self._looked_at_output > self._watch_output_s:

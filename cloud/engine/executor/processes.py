@@ -25,11 +25,11 @@ from cloud.engine import channel as ch
 from cloud.engine.descriptors import n_spare
 from cloud.engine.executor.base import AHEAD_S, Executor, Task
 from cloud.engine.executor.deaths import describe_death
-from cloud.engine.executor.lookout import STALL_S, Lookout
+from cloud.engine.executor.lookout import Lookout
 from cloud.engine.executor.poller import Poller
 from cloud.engine.executor.taking_back import return_from, take_back
 from cloud.engine.executor.template import TemplateProcess, kill_orphan
-from cloud.engine.executor.workers import WorkerHandle
+from cloud.engine.executor.workers import STALL_S, WorkerHandle
 from cloud.engine.signals import signal
 from cloud.engine.store.base import Batch
 from cloud.engine.stream import Frame
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from cloud.environment import Environment
 
 _STEAL_S: Final = 0.002
-_RICH_S: Final = 0.001
 _REFILL: Final = 0.75
 """A worker with less than this part of what it is to be sent ahead is given more."""
 
@@ -93,15 +92,14 @@ class ProcessExecutor(Executor):
         self._n_slots = n_slots
         self._capture = capture
         self._grace_s = grace_s
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._n_cores = n_cores
-        self._poller = Poller(n_cores)
+        self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._poller = Poller(self._n_cores)
         self._spinning = False
         self._settings = {
             "spin_s": self._poller.spin_s,
             "output_limit_bytes": output_limit_bytes,
             "max_transmit_bytes": max_transmit_bytes,
-            "thread_defaults": thread_defaults(n_cores, n_slots),
+            "thread_defaults": thread_defaults(self._n_cores, n_slots),
             "capture": capture,
         }
         self._preload = preload
@@ -228,8 +226,7 @@ class ProcessExecutor(Executor):
             self._give_idle(min(share_s, AHEAD_S))
 
     def _is_rich(self, worker: WorkerHandle, now: float) -> bool:
-        # One that has not started in good time perhaps never will.
-        return worker.takes_work and (worker.left_s > _RICH_S if worker.has_begun else now - worker.began > STALL_S)
+        return worker.takes_work and worker.is_rich(now)
 
     def _give(self, worker: WorkerHandle, tasks: list[Task]) -> None:
         if not worker.tasks:
@@ -568,6 +565,10 @@ class ProcessExecutor(Executor):
         for worker in list(self._workers.values()):
             self._take_left(worker)
         self._take_back(list(self._workers.values()))
+
+    def make_way(self, priority: int) -> None:
+        if self._lookout.is_far_ahead_of(priority):
+            self.take_back()
 
     def _take_back(self, workers: list[WorkerHandle]) -> None:
         for worker in take_back(workers, self._source.give_back):

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from cloud.environment import Environment
 
+STALL_S: Final = 0.005
+"""One that has not started in that time perhaps never will, and an item that runs so long is a long one."""
+
+_RICH_S: Final = 0.001
 _MAX_FUNCTIONS: Final = 256
 _MAX_FUNCTION_BYTES: Final = 64 << 20
 _MAX_INSIDE_BYTES: Final = 1 << 16
@@ -362,7 +366,16 @@ class WorkerHandle:
         if not self.tasks or not self.has_begun:
             return self.load_s
         n_left = self.position - 1 - self.slots[ch.CURRENT]
-        return float(n_left * self.tasks[-1].batch.function.mean_s)
+        return float(n_left * self.mean_s)
+
+    @property
+    def mean_s(self) -> float:
+        """How long an item of what it was given takes on average."""
+        return self.tasks[-1].batch.function.mean_s
+
+    def is_rich(self, now: float) -> bool:
+        """True when others could do some of what it was sent."""
+        return self.left_s > _RICH_S if self.has_begun else now - self.began > STALL_S
 
     @property
     def n_items_over_one(self) -> bool:

@@ -303,7 +303,7 @@ class Worker:
         path = self._surroundings.path
         prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
         record, is_silent = self._items, self._capture.is_silent
-        keep, note = record.values.append, record.note
+        values, note = record.values, record.note
         usual = None
         last, due, full = self._begin_items(position)
         soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
@@ -329,7 +329,7 @@ class Worker:
                 type_ = type(value)
                 if (type_ is usual or type_ in atoms) and not dirty[0]:
                     if now < soon:
-                        keep(value)
+                        values.append(value)
                         last = now
                         continue
                     small = now - last < small_s
@@ -337,7 +337,7 @@ class Worker:
                         if not small:
                             # Before its value: a poke between the two packs neither.
                             note((here, last, now, usage()))
-                        keep(value)
+                        values.append(value)
                         usual = type_
                         last = now if small else clock()
                         large = (type_ is str or type_ is bytes) and len(value) > _LARGE
