@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from cloud.engine.executor.base import AHEAD_S, Executor, Task
+from cloud.engine.executor.base import AHEAD_S, LONG_S, Executor, Task
 from cloud.engine.store.base import Batch
 from cloud.jobs import DEFAULT_OPTIONS
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from cloud.environment import Environment
 
-_LONG_S: Final = 0.002
 _LONG_PART: Final = 1 / 8
-"""Items that take longer, and more than this part of the room there is, are not sent ahead at all."""
+"""Of items that are long, and take more than this part of the room there is, one is sent ahead at most."""
+_TOO_LONG_S: Final = 0.1
+"""Of those that take longer none: what a worker loses between two is little then."""
 _TINY_S: Final = 0.0001
 """Shorter ones are rarely among much longer ones."""
 
@@ -96,7 +97,7 @@ class Queue:
         # A worker that was refilled for ever would never leave its slot to one of another environment.
         if lane is None or (not idle and len(self._lanes) > 1 and lane is not self._first_lane()):
             return tasks
-        long_s = max(_LONG_S, _LONG_PART * room_s)
+        long_s = max(LONG_S, _LONG_PART * room_s)
         spent_s, n_bytes, shared, share = 0.0, 0, None, 1
         for priority in lane.priorities:
             queue = lane.queues[priority]
@@ -113,7 +114,8 @@ class Queue:
                 alone = options is not DEFAULT_OPTIONS and options.alone
                 whole = self._executor.whole_chunks
                 if alone or whole or not 0.0 < mean_s <= long_s:
-                    if not tasks and idle:
+                    one_ahead = not (alone or whole) and 0.0 < mean_s <= _TOO_LONG_S and self._has_plenty(batch, room_s)
+                    if not tasks and (idle or one_ahead):
                         stop = min(stop, _end_of_chunk(batch, start)) if whole and batch.is_map else start + 1
                         tasks.append(Task(batch, start, stop))
                         batch.take_free(stop)
@@ -165,11 +167,16 @@ class Queue:
                 self._drop_first(lane, queue)
         return None
 
+    def _has_plenty(self, batch: Batch, room_s: float) -> bool:
+        """True if there is enough to send a long item to each busy worker that has nothing behind the one it runs."""
+        n_queued = self._n - 1 + (batch.n_free if batch.is_map else 1)
+        return room_s >= AHEAD_S and n_queued > self._executor.n_slots
+
     def _share(self, batch: Batch, mean_s: float, n_idle: int) -> int:
         """How many items of a map one worker is given at most, so that all have done theirs at the same time."""
         left, n_slots = batch.n_free, self._executor.n_slots
         left_s = mean_s * left
-        if left_s < _LONG_S / 8:
+        if left_s < LONG_S / 8:
             return left
         if left_s < AHEAD_S * n_slots and mean_s < _TINY_S:
             return -(-left // (n_idle or n_slots))  # all of it would be sent ahead anyway, in ever smaller pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pstats
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -232,6 +233,19 @@ def test_kill_process_lets_nothing_run_afterwards(api: ModuleType, one_slot: Non
     assert api.result(api.call(sample.worker_pid)) != last
     pids = api.result(api.map(lambda i: sample.worker_pid(), range(4), _kill_process=True))
     assert len(set(pids)) == 4
+
+
+@PROCESSES_ONLY
+def test_nothing_is_sent_behind_what_kills_its_process(api: ModuleType, one_slot: None) -> None:
+    def pid_after(seconds: float) -> int:
+        time.sleep(seconds)
+        return sample.worker_pid()
+
+    api.result(api.map(pid_after, [0.001] * 20))
+    for _ in range(15):
+        last = api.call(pid_after, 0.004, _kill_process=True)
+        pids = api.result([last, *(api.call(pid_after, 0.001) for _ in range(20))])
+        assert pids[0] not in pids[1:]
 
 
 @PROCESSES_ONLY

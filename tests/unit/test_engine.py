@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cloud.engine import overview
 from cloud.engine.engine import Engine
+from cloud.engine.executor.base import AHEAD_S
 from cloud.engine.store.base import Batch, Watch, Watches
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
@@ -241,12 +242,23 @@ def test_short_jobs_go_together_as_far_as_there_is_room(house: House) -> None:
     assert house.claimed(room_s=0.0) == [6], "a worker with nothing to do gets work whatever its length"
 
 
-def test_long_jobs_are_sent_ahead_only_where_there_is_room_for_many(house: House) -> None:
+def test_of_long_jobs_one_is_sent_ahead_unless_there_is_room_for_many(house: House) -> None:
     house.known_runtime(0.1)
     house.map(10)
-    assert house.claimed(idle=False, room_s=0.7) == []
-    assert house.claimed(room_s=0.7) == [1], "to one with nothing to do"
-    assert house.claimed(idle=False, room_s=0.9) == [2, 3, 4, 5]
+    assert house.claimed(idle=False, room_s=0.9 * AHEAD_S) == [], "it has something behind the one it runs"
+    assert house.claimed(idle=False, room_s=0.7) == [1]
+    assert house.claimed(room_s=0.7) == [2], "to one with nothing to do"
+    assert house.claimed(idle=False, room_s=0.9) == [3, 4, 5, 6]
+    assert house.claimed(idle=False, room_s=AHEAD_S) == [7]
+    assert [house.claimed(), house.claimed()] == [[8], [9]]
+    assert house.claimed(idle=False, room_s=AHEAD_S) == [], "the last are for those who come first"
+
+
+def test_jobs_that_take_very_long_are_never_sent_ahead(house: House) -> None:
+    house.known_runtime(0.2)
+    house.map(10)
+    assert house.claimed(idle=False, room_s=0.9) == []
+    assert house.claimed(room_s=0.9) == [1]
 
 
 @pytest.mark.parametrize(

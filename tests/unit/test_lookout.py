@@ -199,6 +199,17 @@ def test_a_patient_one_sends_more_ahead_of_long_items_though_workers_leave_nothi
     assert house.lookout.ahead_s == AHEAD_S
 
 
+def test_the_ends_of_long_items_are_sent_and_nobody_looks_for_them(house: House) -> None:
+    for worker in house.workers:
+        worker.mean_s = 0.01
+    limit_s = house.plan(may_be_patient=False, has_queued=True)
+    assert limit_s is not None and limit_s > 0.02, "what is printed is still looked at"
+    assert [worker.told for worker in house.workers] == [(False, 0)] * 2
+    house.workers[0].mean_s = 0.001
+    assert house.plan(may_be_patient=False) == pytest.approx(0.006)
+    assert [worker.told for worker in house.workers] == [(True, ch.HOLD_NS), (False, 0)]
+
+
 def test_whoever_asks_calls_in_what_is_held(house: House) -> None:
     house.plan(may_be_patient=True)
     house.workers[0].hold_since(0.02)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 AHEAD_S: Final = 0.020
 """A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
 
+LONG_S: Final = 0.002
+"""What takes longer is long: one is sent ahead, and its end is told at once."""
+
 
 class Task:
     """Work given to one worker: consecutive items of one batch.

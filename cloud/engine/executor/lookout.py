@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from cloud.engine import channel as ch
-from cloud.engine.executor.base import AHEAD_S
+from cloud.engine.executor.base import AHEAD_S, LONG_S
 from cloud.engine.executor.workers import STALL_S, WorkerHandle
 
 TYPE_CHECKING = False
@@ -76,6 +76,10 @@ class Lookout:
         self._looked_at_output = 0.0
         self._watch_output_s = _WATCH_OUTPUT_S
 
+    def leaves(self, worker: WorkerHandle, *, patient: bool = False) -> bool:
+        """Whether a worker is to leave outcomes in its ring. Those of long items it sends, unless one is patient."""
+        return worker.n_items_over_one and (patient or worker.mean_s <= LONG_S)
+
     def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
         """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
         limit_s, n_busy, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
@@ -87,8 +91,9 @@ class Lookout:
             for task in worker.tasks
         )
         for worker in self._workers():
-            leaves = worker.n_items_over_one
-            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else ch.HOLD_NS)
+            leaves = self.leaves(worker, patient=patient)
+            sends = worker.n_items_over_one and not leaves
+            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else 0 if sends else ch.HOLD_NS)
             if leaves:
                 self.regular = True
                 least_s = min(least_s, worker.left_s)

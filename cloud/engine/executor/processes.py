@@ -234,7 +234,7 @@ class ProcessExecutor(Executor):
         worker.give(tasks)
         if worker.pending:
             self._want_write(worker)
-        elif self._poller.asleep and not self._lookout.regular and worker.n_items_over_one:
+        elif self._poller.asleep and not self._lookout.regular and self._lookout.leaves(worker):
             self._lookout.regular = True
             self.interrupt()
 

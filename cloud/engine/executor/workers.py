@@ -148,8 +148,8 @@ class WorkerHandle:
 
     @property
     def takes_more(self) -> bool:
-        """True for a worker that takes work ahead of what it runs: it has read what it was given."""
-        return self.takes_work and not self.pending
+        """True for a worker that takes work ahead of what it runs: it has read that, and may go on after it."""
+        return self.takes_work and not self.pending and not (self.tasks and self.tasks[-1].batch.options.alone)
 
     # --- giving work --------------------------------------------------------------------------------------------------
 
