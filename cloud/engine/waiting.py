@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _HELP_AFTER_S: Final = 0.004
+_LOOK_S: Final = 0.006
+"""While threads lead for shorter than this, the helper looks so often, rather than be woken by each that leaves."""
 
 
 class Timer:
@@ -78,14 +80,13 @@ class Waiting:
         self._lock = lock
         self._busy = busy
         self._lead_lock = threading.Lock()
-        self._led_at = 0.0
+        self._led_at = self._led_from = self._led_s = 0.0
         self._followers: list[_Follower] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._helper: threading.Thread | None = None
         self._helping = False
         self._give_way = False
-        self._n_leads = 0
         self._resting = False
         self.handlers = Handlers()
         self._parked = threading.Event()
@@ -187,7 +188,7 @@ class Waiting:
 
     def _lead(self, done: Callable[[], bool], deadline: float | None, *, patient: bool) -> None:
         handlers = self.handlers
-        self._n_leads += 1
+        self._led_from = time.monotonic()
         try:
             handlers.wake_by(self._executor.interrupt)
             self._look_first()
@@ -195,6 +196,7 @@ class Waiting:
                 pass
         finally:
             handlers.wake_by(None)
+            self._led_s = time.monotonic() - self._led_from
             self._leave()
 
     def _look_first(self) -> None:
@@ -271,7 +273,6 @@ class Waiting:
             self._unpark.set()
 
     def _help(self) -> None:
-        seen = 0
         while not self.closed:
             if not self._busy() and not self._timers:
                 self._unpark.clear()
@@ -281,15 +282,15 @@ class Waiting:
                 self._unpark.clear()
                 self._parked.clear()
                 continue
-            wait_s = self._led_at + _HELP_AFTER_S - time.monotonic()
-            if self._lead_lock.locked() and self._n_leads == seen:
-                self._rest(seen)
-                continue
-            seen = self._n_leads
-            if self._lead_lock.locked() or wait_s > 0:
-                self._unpark.wait(max(wait_s, _HELP_AFTER_S / 2))
-                continue
-            if self._lead_lock.acquire(blocking=False):
+            now = time.monotonic()
+            if self._lead_lock.locked():
+                if max(self._led_s, now - self._led_from) >= _LOOK_S:
+                    self._rest()
+                else:
+                    self._pause(_LOOK_S)
+            elif self._led_at + _HELP_AFTER_S > now:
+                self._pause(self._led_at + _HELP_AFTER_S - now)
+            elif self._lead_lock.acquire(blocking=False):
                 try:
                     self._helping = True
                     self._look_first()
@@ -299,11 +300,15 @@ class Waiting:
                     self._helping = self._give_way = False
                     self._leave()
 
-    def _rest(self, seen: int) -> None:
+    def _pause(self, seconds: float) -> None:
+        self._unpark.clear()  # one that left as we stopped resting may have set it
+        self._unpark.wait(seconds)
+
+    def _rest(self) -> None:
         """One leads for long, and wakes us as it leaves: to look again and again would take a core from the workers."""
         self._unpark.clear()
         self._resting = True
-        if self._lead_lock.locked() and self._n_leads == seen and not self.closed:
+        if self._lead_lock.locked() and not self.closed:
             self._unpark.wait()
         self._resting = False
         self._unpark.clear()
