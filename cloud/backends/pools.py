@@ -16,6 +16,7 @@ from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.engine.worker.pooled import Inherited
 from cloud.serialization import pickling
 from cloud.serialization.namespace import CopiedNamespace, Namespace
+from cloud.serialization.shared import get_memory_ahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def open_pool(
     engine = Engine(MemoryStore(jids()), workers, RealClock(), max_nesting=settings.max_nesting)
     backend = PoolBackend(engine, workers, namespace)
     engine.serve_requests(Requests(backend))
+    get_memory_ahead()
     if initializer is not None:
         with engine.lock:
             workers.start(backend.surroundings)

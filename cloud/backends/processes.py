@@ -13,6 +13,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.processes import ProcessExecutor
 from cloud.engine.executor.template import TemplateProcess
 from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.serialization.shared import get_memory_ahead
 
 
 def open_processes(
@@ -43,4 +44,5 @@ def open_processes(
     )
     backend = LocalBackend("mp", engine, "multiprocessing")
     engine.serve_requests(Requests(backend))
+    get_memory_ahead()
     return backend

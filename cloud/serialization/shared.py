@@ -19,6 +19,7 @@ from _thread import _local
 from _weakref import ref
 from collections.abc import Callable, Sequence
 from mmap import ACCESS_COPY, PAGESIZE
+from os import getpid
 
 from cloud.serialization.comparing import alike
 from cloud.serialization.memory import MemoryFile, mapped, max_files
@@ -26,6 +27,8 @@ from cloud.serialization.memory import MemoryFile, mapped, max_files
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeAlias
+
+    from cloud.serialization.ahead import Ahead
 
     FindSegment: TypeAlias = Callable[[list[memoryview]], "Segment | None"]
     """Gives the segment that buffers of a result lie in already; None if there is none that can be sent."""
@@ -68,7 +71,11 @@ class Segment:
         """
         *others, last = (sum(memoryview(piece).nbytes for piece in pieces) for pieces in buffers)
         n_bytes = sum(map(_page_aligned, others)) + last
-        file = _file_for(n_bytes) if together else MemoryFile.create()
+        ahead = None if together else _ahead_for(n_bytes)
+        if ahead is not None:
+            file = ahead.take(n_bytes) or MemoryFile.create()
+        else:
+            file = _file_for(n_bytes) if together else MemoryFile.create()
         if file is None:
             return None
         segment = cls(file, file.end, n_bytes)
@@ -83,6 +90,8 @@ class Segment:
                 at = _page_aligned(at)
         except OSError:
             return None  # no memory left, or the limit for files is met: whatever else can be said is said without it
+        if ahead is not None:
+            ahead.wrote(n_bytes)
         return segment
 
     @property
@@ -130,6 +139,24 @@ class Segment:
         """Take the bytes into memory if this process holds too many open files."""
         if self.file is not None and MemoryFile.n_open[0] > max_files():
             self._data, self.file = self.file.read(self.offset, self.n_bytes), None
+
+
+def get_memory_ahead() -> None:
+    """From now on, in this process and not in those forked from it, for the next large buffers. Idempotent."""
+    _gets_ahead[0] = getpid()
+
+
+_gets_ahead: Final = [0]
+_AHEAD_BYTES: Final = 8 << 20
+"""For less it is not worth a thread."""
+
+
+def _ahead_for(n_bytes: int) -> Ahead | None:
+    if n_bytes < _AHEAD_BYTES or _gets_ahead[0] != getpid():
+        return None
+    from cloud.serialization.ahead import ahead
+
+    return ahead
 
 
 class _Growing(_local):

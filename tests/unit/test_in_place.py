@@ -254,8 +254,8 @@ def always() -> bool:
 def test_memory_for_the_next_copy_is_there_already(learned: InPlace) -> None:
     assert not learned.is_prepared, "nobody has asked"
     learned.prepare(always)
-    assert learned._spare is not None
-    inode = os.fstat(learned._spare.fd).st_ino
+    assert learned._spare.file is not None
+    inode = os.fstat(learned._spare.file.fd).st_ino
     payload = sent(numbers())
     result = run(learned, payload, double)
     assert os.fstat(file_of(result).fd).st_ino == inode
@@ -286,11 +286,11 @@ def test_no_memory_is_got_after_a_small_job(learned: InPlace) -> None:
 
 
 def test_getting_memory_ends_when_there_is_something_to_do(learned: InPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloud.engine.worker.in_place._PREPARED_BYTES", 4096)
+    monkeypatch.setattr("cloud.serialization.spare._PART_BYTES", 4096)
     left = iter([True, True, False])
     learned.prepare(lambda: next(left))
-    assert learned._spare is not None
-    assert os.fstat(learned._spare.fd).st_size == 2 * 4096
+    assert learned._spare.file is not None
+    assert os.fstat(learned._spare.file.fd).st_size == 2 * 4096
     result = run(learned, sent(numbers()), double)
     assert np.array_equal(pickling.loads(result), 2 * numbers())
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from cloud.serialization.memory import MemoryFile
 from cloud.serialization.shared import Segment, SharedBytes, attach
+from cloud.serialization.spare import MAX_BYTES, Spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 _PART_BYTES: Final = 1 << 26
 """Copied at a time: between two parts signals are seen."""
-
-_PREPARED_BYTES: Final = 1 << 22
-"""Gotten at a time, about a millisecond: between two parts it is seen whether there is something to do."""
-
-_MAX_PREPARED_BYTES: Final = 1 << 28
-"""Each worker may hold so much for nothing."""
 
 _MAX_GROWTH: Final = 4
 
@@ -40,7 +35,7 @@ class InPlace:
         self._is_copy = False
         self._n_returned = 0
         self._n_next = 0
-        self._spare: MemoryFile | None = None
+        self._spare = Spare()
         # A child may write to its memory, and its parent is not to see that.
         os.register_at_fork(before=self._freeze)
 
@@ -53,12 +48,11 @@ class InPlace:
         """
         self._function, self._given, self._is_copy, self._n_returned = function, payload.segment, False, 0
         # One that returned 1 MB may only read what is a thousand times as large.
-        is_likely = payload.segment.n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
-        if is_likely:
-            spare, self._spare = self._spare, None
-            if (copy := _own_copy(payload.segment, spare)) is not None:
-                self._given, self._is_copy = copy, True
-                return attach(payload, copy)
+        n_bytes = payload.segment.n_bytes
+        is_likely = n_bytes <= _MAX_GROWTH * self._returning.get(function, 0)
+        if is_likely and (copy := _own_copy(payload.segment, self._spare.take(n_bytes))) is not None:
+            self._given, self._is_copy = copy, True
+            return attach(payload, copy)
         return payload
 
     def segment_of(self, buffers: list[memoryview]) -> Segment | None:
@@ -78,7 +72,7 @@ class InPlace:
             return
         if self._n_returned and self._function:
             self._returning[self._function] = self._n_returned
-            self._n_next = min(self._given.n_bytes, _MAX_PREPARED_BYTES)
+            self._n_next = min(self._given.n_bytes, MAX_BYTES)
         elif self._is_copy:
             self._returning.pop(self._function, None)
         self._freeze()
@@ -86,27 +80,17 @@ class InPlace:
 
     def prepare(self, go_on: Callable[[], bool]) -> None:
         """Get memory for the next copy, if the last job's function may need one; as long as ``go_on()``."""
-        if self._spare is not None or not self._n_next or not hasattr(os, "posix_fallocate"):
-            return
-        self._spare = file = MemoryFile.create()
-        if file is None:
-            return
-        try:
-            for start in range(0, self._n_next, _PREPARED_BYTES):
-                if not go_on():
-                    return
-                os.posix_fallocate(file.fd, start, min(_PREPARED_BYTES, self._n_next - start))
-        except OSError:
-            self._spare = None  # the limit for files is met, or no memory left
+        if self._n_next:
+            self._spare.get(self._n_next, go_on)
 
     @property
     def is_prepared(self) -> bool:
         """True while it holds such memory."""
-        return self._spare is not None
+        return self._spare.file is not None
 
     def give_back(self) -> None:
         """Hold it no longer."""
-        self._spare = None
+        self._spare.give_back()
 
     def forget(self, function: int) -> None:
         """The number may be another function's from now on."""
@@ -127,7 +111,7 @@ def _own_copy(segment: Segment, file: MemoryFile | None) -> Segment | None:
 
     Args:
         segment: What to copy.
-        file: To be used for it, whatever its length; None for a new one.
+        file: To be used for it, and no longer than it; None for a new one.
     """
     if segment.file is None or not hasattr(os, "copy_file_range"):
         return None
@@ -137,8 +121,6 @@ def _own_copy(segment: Segment, file: MemoryFile | None) -> Segment | None:
     file.is_shared = True
     n_copied = 0
     try:
-        if os.fstat(file.fd).st_size > segment.n_bytes:
-            os.ftruncate(file.fd, segment.n_bytes)
         while n_copied < segment.n_bytes:
             n = min(_PART_BYTES, segment.n_bytes - n_copied)
             n = os.copy_file_range(segment.fd, file.fd, n, segment.offset + n_copied, n_copied)
