@@ -247,13 +247,16 @@ class Cloud:
 
     def submit(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: JobOptions
-    ) -> int:
-        """As ``call``, for faces that keep options apart: every keyword argument is the function's own."""
+    ) -> tuple[Backend, tuple[int]]:
+        """As ``call``, for faces that keep options apart: every keyword argument is the function's own.
+
+        Returns:
+            Where it went, and its jid.
+        """
         backend = self._backend or self._open()
         function = self._pickled(func, backend)
-        return backend.submit(
-            function, pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit), options
-        )
+        arguments = pickle_call(args, kwargs, backend.namespace, plain=False, limit=self._limit)
+        return backend, (backend.submit(function, arguments, options),)
 
     def pickled(self, func: Callable[..., Any]) -> tuple[Backend, Function]:
         """A function ready for ``Backend.open_map``, for faces that cut the items of a map into chunks themselves."""

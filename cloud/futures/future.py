@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["Future"]
 
 _GONE: Final = (BackendClosed, JobNotFound)
+_OPEN: Final = ("PENDING", "RUNNING")
+_CANCELLED: Final = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 
 
 class Future(futures.Future["T"]):
@@ -114,7 +116,7 @@ class Future(futures.Future["T"]):
 
     def cancelled(self) -> bool:
         """True when it was cancelled."""
-        return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+        return self._state in _CANCELLED
 
     def running(self) -> bool:
         """True while a worker runs the task. Does not block."""
@@ -129,7 +131,7 @@ class Future(futures.Future["T"]):
 
     def _is_over(self) -> bool:
         # What is known here, without the lock of the standard library's done().
-        return self._state not in ("PENDING", "RUNNING")
+        return self._state not in _OPEN
 
     def _has_ended(self) -> bool:
         if self._ended or self._backend is None:
@@ -178,12 +180,12 @@ class Future(futures.Future["T"]):
     def _wait(self, timeout: float | None) -> None:
         if not self.wait(timeout):
             raise CloudTimeoutError("the task has not ended in time", jid=list(self._jids))
-        if self.cancelled():
+        if self._state in _CANCELLED:
             raise futures.CancelledError
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the task has ended, for at most ``timeout`` seconds; True if it has."""
-        if self._state not in ("PENDING", "RUNNING"):
+        if self._state not in _OPEN:
             return True
         if not self._ended:
             self._work.asked()
@@ -191,7 +193,7 @@ class Future(futures.Future["T"]):
             self._drive(None if timeout is None else max(0.0, timeout))
         if self._ended:
             self.settle()
-        return self._is_over()
+        return self._state not in _OPEN
 
     def _drive(self, timeout_s: float | None) -> None:
         assert self._backend is not None

@@ -49,13 +49,12 @@ class Place(ABC):
             Exception: It cannot be pickled.
             BackendClosed: The pool has ended.
         """
-        cloud = self.cloud
         try:
-            return cloud.backend, (cloud.submit(func, args, kwds, self._options),)
+            return self.cloud.submit(func, args, kwds, self._options)
         except Exception:
             if not self._adapt(func):
                 raise
-        return self.cloud.backend, (self.cloud.submit(func, args, kwds, self._options),)
+        return self.cloud.submit(func, args, kwds, self._options)
 
     def pickled(self, func: Callable[..., Any]) -> tuple[Backend, Function]:
         """A function of maps, and where it can go. Errors as ``submit``."""

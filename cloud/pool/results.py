@@ -120,8 +120,10 @@ class ApplyResult:
             backend, jids = self._backend, self._jids
             assert backend is not None
             self._segments = backend.outcomes(jids)
-            with suppress(JobNotFound):  # the user deleted it
+            try:
                 backend.delete(jids)
+            except JobNotFound:
+                pass  # the user deleted it
         return self._segments
 
     def _finish(self) -> None:

@@ -178,7 +178,7 @@ class WorkerHandle:
                 flags, extras = (ch.KEEP_FUNCTION if function.reusable else 0), b""
             else:
                 flags = ch.run_flags(options, reusable=function.reusable)
-                extras = _extras(options.env_vars)
+                extras = _extras(options.env_vars) if options.env_vars else b""
             if is_inside:
                 extras += ch.sized(function.payload)
             attempt = 1 if batch.attempts is None else batch.attempt(task.start)
@@ -470,5 +470,5 @@ def _copy_of(fd: int) -> int:
         return os.open(os.devnull, os.O_WRONLY)  # the program runs without
 
 
-def _extras(env_vars: dict[str, str] | None) -> bytes:
-    return ch.sized(pickling.dumps_plain(env_vars)) if env_vars else b""
+def _extras(env_vars: dict[str, str]) -> bytes:
+    return ch.sized(pickling.dumps_plain(env_vars))
