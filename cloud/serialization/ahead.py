@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -30,6 +31,11 @@ class Ahead:
     """The memory, and the thread that gets it: it ends when nothing large was written for a second."""
 
     def __init__(self) -> None:
+        self._begin()
+        # A child has no such thread, but perhaps what that held.
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
         self._spare = Spare()
         self._changed = threading.Condition()
         self._wanted: list[int] | None = None  # how much: another list each time

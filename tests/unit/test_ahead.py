@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,19 +124,50 @@ def test_small_ones_do_without(ahead: Ahead) -> None:
     assert not ahead._runs
 
 
-def test_a_forked_child_does_without(ahead: Ahead) -> None:
-    write()
-    write()
-    assert eventually(is_got(ahead))
+def in_child(check: Callable[[], bool]) -> bool:
     pid = os.fork()
     if not pid:
         try:
-            write(content=b"c")
-            os._exit(0 if ahead._spare.file is not None else 1)
+            os._exit(0 if check() else 1)
         finally:
             os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
-    write(content=b"p")
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_child_has_nothing_of_it(ahead: Ahead) -> None:
+    write()
+    write()
+    assert eventually(is_got(ahead))
+    got = inode(ahead._spare.file)
+    assert in_child(lambda: inode(write(content=b"c").file) != got)
+    assert inode(write(content=b"p").file) == got
+
+
+def test_a_child_is_not_kept_waiting_by_what_a_thread_of_its_parent_did(
+    ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ahead._changed:
+            held.set()
+            over.wait(10)
+
+    def begins_anew() -> bool:
+        signal.alarm(5)
+        shared.get_memory_ahead()
+        write()
+        write()
+        return eventually(is_got(ahead)) is not None
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    try:
+        assert in_child(begins_anew)
+    finally:
+        over.set()
+        holder.join()
 
 
 def test_where_memory_is_short_none_is_got(ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:

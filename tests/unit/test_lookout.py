@@ -13,7 +13,7 @@ import pytest
 from cloud.engine import channel as ch
 from cloud.engine.executor.base import AHEAD_S
 from cloud.engine.executor.lookout import Lookout
-from cloud.engine.executor.workers import STALL_S
+from cloud.engine.executor.workers import STALL_S, WorkerHandle
 
 
 class Worker:
@@ -22,11 +22,10 @@ class Worker:
     def __init__(self) -> None:
         self.slots = [0] * 16
         self.slots[ch.HOLD] = ch.HOLD_NS
-        self.batch = SimpleNamespace(watches=None, queued_s=10.0)
+        self.batch = SimpleNamespace(watches=None, queued_s=10.0, function=SimpleNamespace(mean_s=0.001))
         self.tasks: deque[Any] = deque([SimpleNamespace(batch=self.batch)])
         self.n_items_over_one = True
         self.left_s = 1.0
-        self.mean_s = 0.001
         self.load_s = 1.0
         self.has_begun = True
         self.poke_again_at = self.seen_at = 0.0
@@ -34,6 +33,8 @@ class Worker:
         self.is_heard = False
         self.unanswered = 0
         self.told: tuple[bool, int] | None = None
+
+    mean_s = WorkerHandle.mean_s
 
     def looks(self, regularly: bool, hold_ns: int) -> None:
         self.told = regularly, hold_ns
@@ -118,7 +119,7 @@ def test_nobody_is_patient_while_somebody_is_to_be_told_of_single_jobs(house: Ho
 
 
 def test_nobody_is_patient_while_a_worker_has_something_else_to_do_behind(house: House) -> None:
-    house.workers[1].tasks.append(SimpleNamespace(batch=SimpleNamespace(watches=None, queued_s=10.0)))
+    house.workers[1].tasks.append(SimpleNamespace(batch=Worker().batch))
     assert house.plan(may_be_patient=True) == house.plan(may_be_patient=False)
     assert not house.lookout.patient
     house.workers[1].tasks.popleft()
@@ -180,9 +181,18 @@ def test_a_look_finds_those_that_stand_at_one_item(house: House) -> None:
     assert house.lookout.look(now + 2.5 * STALL_S) == [second]
 
 
+def test_one_whose_last_was_in_its_ring_has_nothing_to_stand_at(house: House) -> None:
+    now = time.monotonic()
+    house.lookout.look(now)
+    for worker in house.workers:
+        worker.slots[ch.HELD] = 0
+    house.lookout._take = lambda worker: worker.tasks.clear()
+    assert house.lookout.look(now + 1.0) == []
+
+
 def test_an_item_as_long_as_others_is_no_reason_to_move_those_behind_it(house: House) -> None:
     first, second = house.workers
-    first.mean_s = 0.05
+    first.batch.function.mean_s = 0.05
     now = time.monotonic()
     house.lookout.look(now)
     assert house.lookout.look(now + 0.15) == [second]
@@ -201,11 +211,11 @@ def test_a_patient_one_sends_more_ahead_of_long_items_though_workers_leave_nothi
 
 def test_the_ends_of_long_items_are_sent_and_nobody_looks_for_them(house: House) -> None:
     for worker in house.workers:
-        worker.mean_s = 0.01
+        worker.batch.function.mean_s = 0.01
     limit_s = house.plan(may_be_patient=False, has_queued=True)
     assert limit_s is not None and limit_s > 0.02, "what is printed is still looked at"
     assert [worker.told for worker in house.workers] == [(False, 0)] * 2
-    house.workers[0].mean_s = 0.001
+    house.workers[0].batch.function.mean_s = 0.001
     assert house.plan(may_be_patient=False) == pytest.approx(0.006)
     assert [worker.told for worker in house.workers] == [(True, ch.HOLD_NS), (False, 0)]
 

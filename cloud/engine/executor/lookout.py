@@ -127,6 +127,8 @@ class Lookout:
             if not worker.n_items_over_one:
                 continue
             self._take(worker)
+            if not worker.tasks:
+                continue
             overdue_ns = worker.slots[ch.HOLD] + _OVERDUE_NS
             if self._holds(worker, overdue_ns, now) and now > worker.poke_again_at:
                 # Again and again while it stands: our own code between two items does not heed a poke.

@@ -94,7 +94,7 @@ class ProcessExecutor(Executor):
         self._grace_s = grace_s
         self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._poller = Poller(self._n_cores)
-        self._spinning = False
+        self._spinning = self._makes_way = False
         self._settings = {
             "spin_s": self._poller.spin_s,
             "output_limit_bytes": output_limit_bytes,
@@ -106,8 +106,7 @@ class ProcessExecutor(Executor):
         self._workers: dict[int, WorkerHandle] = {}
         self._by_fd: dict[int, WorkerHandle] = {}
         self._idle: list[WorkerHandle] = []
-        self._used = 0
-        self._n_numbers = self._n_heard = 0
+        self._used = self._n_numbers = self._n_heard = 0
         self._failed_starts: dict[Environment | None, int] = {}
         self._templates: dict[int, TemplateProcess] = {}
         self._template = None if template is None else self._listen_to(template)
@@ -159,6 +158,8 @@ class ProcessExecutor(Executor):
     # --- giving work --------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
+        if self._makes_way:
+            self.take_back()
         self._give_idle(AHEAD_S)
 
     def _give_idle(self, room_s: float) -> None:
@@ -194,7 +195,7 @@ class ProcessExecutor(Executor):
 
     def _refill(self) -> None:
         """Send busy workers more, so that they do not wait for us between small jobs."""
-        if self._idle:
+        if self._idle or self._makes_way:
             self.wake()
             if 0 < len(self._idle) < len(self._workers) and not (self._source.has_queued or self.whole_chunks):
                 self._steal()
@@ -209,8 +210,7 @@ class ProcessExecutor(Executor):
             left_s = worker.left_s
             if left_s < _REFILL * ahead_s:
                 free_slots, room_s = self._n_slots - self._used + worker.cores, ahead_s - left_s
-                tasks = self._source.claim(free_slots, room_s, idle=False, environment=worker.environment)
-                if tasks:
+                if tasks := self._source.claim(free_slots, room_s, idle=False, environment=worker.environment):
                     self._give(worker, tasks)
 
     def _steal(self) -> None:
@@ -561,14 +561,15 @@ class ProcessExecutor(Executor):
     # --- taking back --------------------------------------------------------------------------------------------------
 
     def take_back(self) -> None:
+        self._makes_way = False
         # First: what has ended is not to be killed.
         for worker in list(self._workers.values()):
             self._take_left(worker)
         self._take_back(list(self._workers.values()))
 
     def make_way(self, priority: int) -> None:
-        if self._lookout.is_far_ahead_of(priority):
-            self.take_back()
+        # Later: this may be asked amid giving work to workers, which must not be asked for theirs then.
+        self._makes_way |= self._lookout.is_far_ahead_of(priority)
 
     def _take_back(self, workers: list[WorkerHandle]) -> None:
         for worker in take_back(workers, self._source.give_back):

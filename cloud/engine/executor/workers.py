@@ -370,7 +370,7 @@ class WorkerHandle:
 
     @property
     def mean_s(self) -> float:
-        """How long an item of what it was given takes on average."""
+        """How long an item of what it was given takes on average; 0.0 if that is unknown. It has something to do."""
         return self.tasks[-1].batch.function.mean_s
 
     def is_rich(self, now: float) -> bool:
