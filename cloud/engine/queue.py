@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from cloud.environment import Environment
 
 _LONG_PART: Final = 1 / 8
-"""Of items that are long, and take more than this part of the room there is, one is sent ahead at most."""
+"""Of items that are long, and take more than this part of the room there is, one is sent ahead at a time."""
 _TOO_LONG_S: Final = 0.1
-"""Of those that take longer none: what a worker loses between two is little then."""
+"""Those that take longer are not sent ahead at all: what a worker loses between two is little then."""
 _TINY_S: Final = 0.0001
 """Shorter ones are rarely among much longer ones."""
 

@@ -47,7 +47,8 @@ class Ahead:
         with self._changed:
             self._wanted = None
             self._changed.notify()
-            return self._spare.take(n_bytes)
+            spare, self._spare = self._spare, Spare()
+        return spare.take(n_bytes)
 
     def wrote(self, n_bytes: int) -> None:
         """So much was written: perhaps as much will be soon."""
@@ -58,9 +59,13 @@ class Ahead:
         with self._changed:
             self._wanted = [n_bytes]
             self._changed.notify()
-            if not self._runs:
-                self._runs = True
-                threading.Thread(target=self._run, name="cloud-ahead", daemon=True).start()
+            if self._runs:
+                return
+            self._runs = True
+        try:
+            threading.Thread(target=self._run, name="cloud-ahead", daemon=True).start()
+        except RuntimeError:
+            self._runs = False  # the interpreter is ending, or there are too many threads: then without
 
     def _run(self) -> None:
         while (wanted := self._wait_while(None, _SOON_S)) is not None:
@@ -70,7 +75,8 @@ class Ahead:
                     break
         with self._changed:
             self._runs = False
-            self._spare.give_back()
+            spare, self._spare = self._spare, Spare()
+        spare.give_back()  # without the lock: freeing it takes a while
 
     def _get(self, wanted: list[int]) -> None:
         self._spare.get(wanted[0], lambda: self._wanted is wanted)

@@ -20,7 +20,7 @@ _PART_BYTES: Final = 1 << 22
 """Got at a time, about a millisecond: between two parts it is seen whether somebody is waiting."""
 
 _PART_OF_FREE: Final = 1 / 4
-_CGROUP: Final = "/sys/fs/cgroup"
+_CGROUP: Final = b"/sys/fs/cgroup"
 
 
 class Spare:
@@ -55,8 +55,11 @@ class Spare:
         file, self.file = self.file, None
         if file is None or not file.is_ours():
             return None
-        if os.fstat(file.fd).st_size > n_bytes:
-            os.ftruncate(file.fd, n_bytes)
+        try:
+            if os.fstat(file.fd).st_size > n_bytes:
+                os.ftruncate(file.fd, n_bytes)
+        except OSError:
+            return None
         return file
 
     def give_back(self) -> None:
@@ -64,27 +67,37 @@ class Spare:
         self.file = None
 
 
-def _n_free() -> int:
-    """Bytes of memory that nobody uses, as far as this process may have them."""
+def _n_free() -> float:
+    """Bytes of memory that are free, as far as this process may have them; 0 if that is not known."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 0
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            path = next((line.split(":", 2)[2].strip() for line in file if line.startswith("0::")), "")
-    except OSError:
-        return free
-    # A container may see its own group as the root.
-    for folder in {f"{_CGROUP}{path}", _CGROUP}:
-        try:
-            most, used = (_number(f"{folder}/memory.{what}") for what in ("max", "current"))
-        except (OSError, ValueError):
-            continue  # "max", or there is no such limit here
-        free = min(free, most - used)
+        with open("/proc/meminfo", "rb") as file:
+            free: float = next(1024 * int(line.split()[1]) for line in file if line.startswith(b"MemAvailable:"))
+        with open("/proc/self/cgroup", "rb") as file:
+            groups = [line.rstrip(b"\n").split(b":", 2)[1:] for line in file]
+    except (OSError, ValueError, StopIteration):
+        return 0.0
+    for kinds, path in groups:
+        if not kinds:
+            free = min(free, _n_left_of_group(_CGROUP, path, b"memory.max", b"memory.current"))
+        elif b"memory" in kinds.split(b","):  # version 1
+            names = b"memory.limit_in_bytes", b"memory.usage_in_bytes"
+            free = min(free, _n_left_of_group(_CGROUP + b"/memory", path, *names))
     return free
 
 
-def _number(path: str) -> int:
-    with open(path, encoding="ascii") as file:
+def _n_left_of_group(mount: bytes, path: bytes, limit: bytes, usage: bytes) -> float:
+    """As for those that it is in: a container may see its own group as the root."""
+    left = float("inf")
+    parts = [part for part in path.split(b"/") if part]
+    for depth in range(len(parts) + 1):
+        folder = b"/".join((mount, *parts[:depth]))
+        try:
+            left = min(left, _number(folder + b"/" + limit) - _number(folder + b"/" + usage))
+        except (OSError, ValueError):
+            continue  # "max", or there is no such limit here
+    return left
+
+
+def _number(path: bytes) -> int:
+    with open(path, "rb") as file:
         return int(file.read())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from cloud.errors import CloudTimeoutError, JobFailed, JobKilled
 from tests import sample_functions as sample
 from tests.contract.conftest import CHILDREN_ONLY, beginning
-from tests.contract.jobs import Gate, eventually
+from tests.contract.jobs import Gate, eventually, note, notes
 from tests.scripts import ScriptRunner
 
 WAITS: dict[str, Callable[..., Any]] = {
@@ -461,6 +462,47 @@ def test_what_has_priority_goes_before_what_was_sent_far_ahead(
     began = api.result(api.call(work, 0, _priority=1))
     # As many as were about to begin on each of a few workers, of the 40 that may have been sent to each.
     assert sum(asked < other < began for other in waiting.result(60)) < 15
+
+
+@CHILDREN_ONLY
+def test_who_has_priority_by_asking_for_none_goes_first_and_nothing_runs_twice(
+    api: ModuleType, waiter: Callable[[range], Future[Any]], tmp_path: Path
+) -> None:
+    log = str(tmp_path / "log")
+
+    def low(n: int) -> int:
+        note(log, str(n))
+        time.sleep(0.001)
+        return n
+
+    api.result(api.map(abs, range(20)))
+    jids = api.map(low, range(400), _priority=9)
+    waiting = waiter(jids)
+    while not waiting.done():
+        assert api.result(api.call(abs, -3)) == 3
+    assert waiting.result(60) == list(range(400))
+    assert sorted(map(int, notes(log))) == list(range(400))
+
+
+@CHILDREN_ONLY
+def test_what_ends_after_a_patient_wait_is_told_at_once(api: ModuleType) -> None:
+    def work(n: int) -> float:
+        time.sleep(0.02)
+        return time.monotonic()
+
+    api.result(api.map(work, range(20)))
+    late_s = []
+    for _ in range(3):
+        jids = api.map(work, range(200))
+        with pytest.raises(CloudTimeoutError):
+            api.result(jids, timeout=0.4)
+        left = [jid for jid, status in zip(jids, api.status(jids), strict=True) if status != "done"]
+        last = 0.0
+        for jid in left[:6]:
+            last = max(last, api.result(jid))  # this may have ended while an earlier one was waited for
+            late_s.append(time.monotonic() - last)
+        api.kill(jids)
+    assert sorted(late_s)[len(late_s) // 2] < 0.02
 
 
 @CHILDREN_ONLY

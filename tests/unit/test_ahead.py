@@ -185,12 +185,31 @@ def test_where_memory_is_short_none_is_got(ahead: Ahead, monkeypatch: pytest.Mon
     assert ahead._spare.file is None
 
 
+def test_one_that_cannot_start_a_thread_goes_without(ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            write()
+    assert not ahead._runs
+    write()
+    assert ahead._runs, "and tries again"
+
+
 def test_a_group_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare, "_CGROUP", str(tmp_path))
-    of_machine = spare._n_free()
-    assert of_machine > 2000
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    assert spare._n_free() == 2000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert spare._n_free() > 2000
+    def set_left(folder: Path, limit: str, most: str, usage: str, used: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text(f"{used}\n")
+
+    root = os.fsencode(tmp_path)
+    assert spare._n_left_of_group(root, b"/", b"memory.max", b"memory.current") == float("inf")
+    set_left(tmp_path / "outer" / "inner", "memory.max", "max", "memory.current", "100")
+    assert spare._n_left_of_group(root, b"/outer/inner", b"memory.max", b"memory.current") == float("inf")
+    set_left(tmp_path / "outer" / "inner", "memory.max", "7000", "memory.current", "3000")
+    assert spare._n_left_of_group(root, b"/outer/inner", b"memory.max", b"memory.current") == 4000
+    set_left(tmp_path / "outer", "memory.max", "5000", "memory.current", "3000")
+    assert spare._n_left_of_group(root, b"/outer/inner", b"memory.max", b"memory.current") == 2000
+    assert 0 < spare._n_free() < float("inf")

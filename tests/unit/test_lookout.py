@@ -26,6 +26,7 @@ class Worker:
         self.tasks: deque[Any] = deque([SimpleNamespace(batch=self.batch)])
         self.n_items_over_one = True
         self.left_s = 1.0
+        self.n_left = 50
         self.load_s = 1.0
         self.has_begun = True
         self.poke_again_at = self.seen_at = 0.0
@@ -33,12 +34,15 @@ class Worker:
         self.is_heard = False
         self.unanswered = 0
         self.told: tuple[bool, int] | None = None
+        self.leaves = False
 
     mean_s = WorkerHandle.mean_s
 
-    def looks(self, regularly: bool, hold_ns: int) -> None:
+    def looks(self, regularly: bool, hold_ns: int) -> bool:
+        before, self.leaves = self.leaves, regularly
         self.told = regularly, hold_ns
         self.slots[ch.HOLD] = hold_ns
+        return before and not regularly
 
     def limit_output(self) -> bool:
         return False
@@ -151,6 +155,7 @@ def test_who_has_little_gets_more_in_time(house: House) -> None:
 
 def test_a_look_takes_what_was_left_and_pokes_those_that_hold_for_too_long(house: House) -> None:
     house.on_poke = lambda worker: None
+    house.plan(may_be_patient=False)
     now = time.monotonic()
     house.workers[0].hold_since(0.5)
     house.workers[1].hold_since(0.0005)
@@ -212,12 +217,47 @@ def test_a_patient_one_sends_more_ahead_of_long_items_though_workers_leave_nothi
 def test_the_ends_of_long_items_are_sent_and_nobody_looks_for_them(house: House) -> None:
     for worker in house.workers:
         worker.batch.function.mean_s = 0.01
+        worker.n_left, worker.leaves = 1, True
+    soon = house.plan(may_be_patient=False, has_queued=True)
+    assert soon is not None and soon < 0.01, "once more: it may just be leaving something"
     limit_s = house.plan(may_be_patient=False, has_queued=True)
     assert limit_s is not None and limit_s > 0.02, "what is printed is still looked at"
     assert [worker.told for worker in house.workers] == [(False, 0)] * 2
+    house.workers[0].hold_since(0.5)
+    house.lookout.look(time.monotonic())
+    assert ("poke", 0) not in house.events, "that is the item it runs"
     house.workers[0].batch.function.mean_s = 0.001
     assert house.plan(may_be_patient=False) == pytest.approx(0.006)
     assert [worker.told for worker in house.workers] == [(True, ch.HOLD_NS), (False, 0)]
+
+
+def test_who_was_sent_much_while_somebody_was_patient_is_looked_at_as_often_as_others(house: House) -> None:
+    for worker in house.workers:
+        worker.batch.function.mean_s = 0.02
+    house.plan(may_be_patient=True, has_queued=True)
+    house.events.clear()
+    assert house.plan(may_be_patient=False, has_queued=True) == pytest.approx(0.006)
+    assert house.events == [("poke", 0), ("poke", 1)], "they hold for as long as they were told before"
+    house.plan(may_be_patient=False, has_queued=True)
+    assert len(house.events) == 2
+
+
+def test_what_was_sent_far_ahead_makes_way_for_what_has_priority(house: House) -> None:
+    for worker in house.workers:
+        worker.batch.options = SimpleNamespace(priority=5)
+    assert house.lookout.is_far_ahead_of(4)
+    assert not house.lookout.is_far_ahead_of(5)
+    for worker in house.workers:
+        worker.left_s = AHEAD_S
+    assert not house.lookout.is_far_ahead_of(4)
+
+
+def test_nothing_is_sent_far_ahead_any_more_once_nobody_is_patient(house: House) -> None:
+    house.plan(may_be_patient=True, has_queued=True)
+    house.lookout.begin(patient=True)
+    assert house.lookout.ahead_s > AHEAD_S
+    house.lookout.begin(patient=False)
+    assert house.lookout.ahead_s == AHEAD_S
 
 
 def test_whoever_asks_calls_in_what_is_held(house: House) -> None:

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from cloud.environment import Environment
 
 AHEAD_S: Final = 0.020
-"""A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting."""
+"""A worker is sent about this much work ahead: enough to last while the scheduler keeps our process waiting.
+
+More, if whoever waits is patient: see ``lookout``.
+"""
 
 LONG_S: Final = 0.002
-"""What takes longer is long: one is sent ahead, and its end is told at once."""
+"""What takes longer is long: one is sent ahead, and its end is told at once, unless whoever waits is patient."""
 
 
 class Task:

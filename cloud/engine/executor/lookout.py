@@ -76,14 +76,19 @@ class Lookout:
         self._looked_at_output = 0.0
         self._watch_output_s = _WATCH_OUTPUT_S
 
+    def begin(self, *, patient: bool) -> None:
+        """Somebody polls: what the one before him had sent ahead is no measure, unless he is patient, too."""
+        if not patient:
+            self.ahead_s = AHEAD_S
+
     def leaves(self, worker: WorkerHandle, *, patient: bool = False) -> bool:
-        """Whether a worker is to leave outcomes in its ring. Those of long items it sends, unless one is patient."""
-        return worker.n_items_over_one and (patient or worker.mean_s <= LONG_S)
+        """Whether a worker is to leave outcomes in its ring. One with a single long item ahead sends them instead."""
+        return worker.n_items_over_one and (patient or worker.mean_s <= LONG_S or worker.n_left > 1)
 
     def plan(self, *, may_be_patient: bool, has_queued: bool) -> float | None:
         """Seconds until the next look, for one who is about to sleep; None for none at all. Tells the workers."""
         limit_s, n_busy, least_s, queued_s = None, 0, _AHEAD_PATIENTLY_S, 0.0
-        self.regular = False
+        self.regular, was_patient = False, self.patient
         # What is held behind a long item of another batch might be the last that somebody waits for.
         patient = may_be_patient and not any(
             task.batch.watches is not None or task.batch is not worker.tasks[0].batch
@@ -93,10 +98,13 @@ class Lookout:
         for worker in self._workers():
             leaves = self.leaves(worker, patient=patient)
             sends = worker.n_items_over_one and not leaves
-            worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else 0 if sends else ch.HOLD_NS)
+            # Once more at one that is to leave nothing from now on: it may just be doing so.
+            leaves |= worker.looks(leaves, _HOLD_PATIENTLY_NS if patient else 0 if sends else ch.HOLD_NS)
             if leaves:
                 self.regular = True
                 least_s = min(least_s, worker.left_s)
+            if was_patient and not patient and worker.tasks:
+                self._poke(worker)  # it holds what it has for as long as it was told before
             if worker.tasks:
                 n_busy += 1
                 limit_s = self._watch_output_s
@@ -115,9 +123,10 @@ class Lookout:
         return max(_LOOK_S, min(_LOOK_PATIENTLY_S, _LOOK_AGAIN * least_s)) if has_queued else _LOOK_PATIENTLY_S
 
     def is_far_ahead_of(self, priority: int) -> bool:
-        """True when workers were sent much, as somebody is patient, that is to start after a job of that priority."""
-        return self.patient and any(
-            worker.tasks and worker.tasks[-1].batch.options.priority > priority for worker in self._workers()
+        """True when workers were sent much, as somebody was patient, that is to start after a job of that priority."""
+        return any(
+            worker.left_s > AHEAD_S and any(task.batch.options.priority > priority for task in worker.tasks)
+            for worker in self._workers()
         )
 
     def look(self, now: float) -> list[WorkerHandle]:
@@ -130,7 +139,7 @@ class Lookout:
             if not worker.tasks:
                 continue
             overdue_ns = worker.slots[ch.HOLD] + _OVERDUE_NS
-            if self._holds(worker, overdue_ns, now) and now > worker.poke_again_at:
+            if worker.leaves and self._holds(worker, overdue_ns, now) and now > worker.poke_again_at:
                 # Again and again while it stands: our own code between two items does not heed a poke.
                 worker.poke_again_at = now + _POKE_AGAIN_S
                 self._poke(worker)

@@ -94,7 +94,7 @@ class ProcessExecutor(Executor):
         self._grace_s = grace_s
         self._n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._poller = Poller(self._n_cores)
-        self._spinning = self._makes_way = False
+        self._closed = self._spinning = self._makes_way = False
         self._settings = {
             "spin_s": self._poller.spin_s,
             "output_limit_bytes": output_limit_bytes,
@@ -118,7 +118,6 @@ class ProcessExecutor(Executor):
             poke=lambda worker: self._signal(worker, _POKE),
             capture=capture,
         )
-        self._closed = False
         self._source: Any = None
         self._pid = os.getpid()
 
@@ -300,6 +299,7 @@ class ProcessExecutor(Executor):
         self._poller.interrupt()
 
     def poll(self, timeout_s: float | None, *, may_jump: bool, patient: bool = False) -> None:
+        self._lookout.begin(patient=patient)
         events = self._wait(timeout_s, patient=patient)
         with self._lock:
             if self._closed:

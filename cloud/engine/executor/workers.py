@@ -58,6 +58,7 @@ class WorkerHandle:
         cut_off: It lives and its socket is closed: a job of its did that.
         lies: It told of items that it was not given: nothing it tells is believed any more.
         is_heard: What it sent is being reported; nothing more is to be read of it meanwhile.
+        leaves: It leaves outcomes in its ring, as somebody looks there; else it sends them.
         unanswered: Since when it has held what it did not send when it was asked to.
         environment: What it is; it gets batches of that environment only.
         template: Forked it; None before that, and when that is dead.
@@ -89,7 +90,7 @@ class WorkerHandle:
         self.poke_again_at = 0.0
         self.is_heard = False
         self.unanswered = 0
-        self._looks = False
+        self.leaves = False
         self._n_outcomes = 0
         self._functions: dict[int, int] = {}
         self._function_bytes = 0
@@ -323,7 +324,7 @@ class WorkerHandle:
         for kind, _ in frames[n_left:] if n_left else frames:
             if kind == ch.OUTCOME:
                 self._n_outcomes += 1
-        if self._looks:
+        if self.leaves:
             slots[ch.SEEN] = self._n_outcomes
         return frames, alive
 
@@ -340,12 +341,18 @@ class WorkerHandle:
         except OSError:
             return [], False
 
-    def looks(self, regularly: bool, hold_ns: int) -> None:
-        """Tell it whether somebody looks into the ring now and then, else it sends everything; and how long to hold."""
+    def looks(self, regularly: bool, hold_ns: int) -> bool:
+        """Tell it whether somebody looks into the ring now and then, else it sends everything; and how long to hold.
+
+        Returns:
+            True if nobody is to look from now on, and somebody did before.
+        """
         self.slots[ch.HOLD] = hold_ns
-        if regularly is not self._looks:
-            self._looks = regularly
-            self.slots[ch.SEEN] = self._n_outcomes if regularly else ch.NO_LIMIT
+        if regularly is self.leaves:
+            return False
+        self.leaves = regularly
+        self.slots[ch.SEEN] = self._n_outcomes if regularly else ch.NO_LIMIT
+        return not regularly
 
     # --- where it stands ----------------------------------------------------------------------------------------------
 
@@ -365,8 +372,12 @@ class WorkerHandle:
         """Estimated runtime of what it has not begun, as far as that can be told from here."""
         if not self.tasks or not self.has_begun:
             return self.load_s
-        n_left = self.position - 1 - self.slots[ch.CURRENT]
-        return float(n_left * self.mean_s)
+        return float(self.n_left * self.mean_s)
+
+    @property
+    def n_left(self) -> int:
+        """How many items it has not begun; it has begun one."""
+        return int(self.position - 1 - self.slots[ch.CURRENT])
 
     @property
     def mean_s(self) -> float:

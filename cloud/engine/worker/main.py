@@ -341,7 +341,7 @@ class Worker:
                         usual = type_
                         last = now if small else clock()
                         large = (type_ is str or type_ is bytes) and len(value) > _LARGE
-                        if now > due or here >= full or large or deliver or (prompt and not small):
+                        if now > due or here >= full or large or deliver or (prompt and not small) or outbox.called_in:
                             self._pack_items(now, take_output=small)
                             outbox.flush()
                             last, due, full = self._begin_items(here + 1)
@@ -416,6 +416,7 @@ class Worker:
             self._items.go_on(n)
         self._outbox.flush(wake=True)
         self._outbox.note_beginning()  # of what is about to end
+        self._outbox.called_in = True
 
     # --- signals ------------------------------------------------------------------------------------------------------
 

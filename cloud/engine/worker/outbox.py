@@ -28,6 +28,9 @@ class Outbox:
     Args:
         link: The socket to the engine.
         page: The shared page, with the ring behind it.
+
+    Attributes:
+        called_in: The engine has asked for what is held: what ends next is not to be held as long as was said before.
     """
 
     def __init__(self, link: Link, page: ch.Page) -> None:
@@ -41,6 +44,7 @@ class Outbox:
         self._has_failure = False
         self._failed_at = 0.0
         self._n_bytes = 0
+        self.called_in = False
 
     def note_beginning(self) -> None:
         """What is about to end is to be reported soon, though nothing is held yet."""
@@ -75,6 +79,7 @@ class Outbox:
         if held and os.getpid() != self._pid:
             os._exit(0)  # a child that C code of the job forked, and that returned into our loop
         self._n_bytes = 0
+        self.called_in = False
         self._flushed_at = time.monotonic()
         if self._has_failure:
             self._has_failure, self._failed_at, wake = False, self._flushed_at, True
