@@ -520,7 +520,7 @@ def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
             api.result(jids)
         late_s.append(time.monotonic() - float(str(caught.value.__cause__)))
         api.kill(jids)
-    assert sorted(late_s)[2] < 0.02
+    assert sorted(late_s)[2] < 0.05  # what did not fail is held for four times as long
 
 
 @CHILDREN_ONLY

@@ -564,7 +564,7 @@ class ProcessExecutor(Executor):
         self._makes_way = False
         # First: what has ended is not to be killed.
         for worker in list(self._workers.values()):
-            self._take_left(worker)
+            self._read(worker)
         self._take_back(list(self._workers.values()))
 
     def make_way(self, priority: int) -> None:
