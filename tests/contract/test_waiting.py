@@ -497,7 +497,7 @@ def test_what_ends_after_a_patient_wait_is_told_at_once(api: ModuleType) -> None
         with pytest.raises(CloudTimeoutError):
             api.result(jids, timeout=0.4)
         left = [jid for jid, status in zip(jids, api.status(jids), strict=True) if status != "done"]
-        last = 0.0
+        last = time.monotonic()
         for jid in left[:6]:
             last = max(last, api.result(jid))  # this may have ended while an earlier one was waited for
             late_s.append(time.monotonic() - last)
