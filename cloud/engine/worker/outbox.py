@@ -55,7 +55,8 @@ class Outbox:
         """Take the outcome of ``n`` items from a position on."""
         segment = outcome.segment if type(outcome) is SharedBytes else None
         kind = ch.OUTCOME if segment is None else ch.OUTCOME | WITH_SEGMENT
-        self.note_beginning()
+        if not self._slots[ch.HELD]:  # else the first of these may have ended long ago
+            self.note_beginning()
         if outcome[0] != DONE:
             self._has_failure = True
         self._n_bytes += size_of(outcome)
