@@ -456,8 +456,8 @@ def test_what_has_priority_goes_before_what_was_sent_far_ahead(
     api.result(api.map(work, range(20)))
     jids = api.map(work, range(200))
     waiting = waiter(jids)
-    assert eventually(lambda: sum(status == "processing" for status in api.status(jids)) > 0)
-    time.sleep(0.1)  # nothing tells from outside how much was sent
+    # Nothing tells from outside how much was sent; what a worker runs beyond what it was sent first was sent by then.
+    assert eventually(lambda: sum(status == "done" for status in api.status(jids)) >= 10)
     asked = time.monotonic()
     began = api.result(api.call(work, 0, _priority=1))
     # As many as were about to begin on each of a few workers, of the 40 that may have been sent to each.
@@ -491,18 +491,20 @@ def test_what_ends_after_a_patient_wait_is_told_at_once(api: ModuleType) -> None
         return time.monotonic()
 
     api.result(api.map(work, range(20)))
-    late_s = []
-    for _ in range(3):
+    latest_s = []
+    for _ in range(5):
         jids = api.map(work, range(200))
         with pytest.raises(CloudTimeoutError):
-            api.result(jids, timeout=0.4)
+            api.result(jids, timeout=0.3)
         left = [jid for jid, status in zip(jids, api.status(jids), strict=True) if status != "done"]
-        last = time.monotonic()
+        last, late_s = time.monotonic(), []
         for jid in left[:6]:
             last = max(last, api.result(jid))  # this may have ended while an earlier one was waited for
             late_s.append(time.monotonic() - last)
+        latest_s.append(max(late_s))
         api.kill(jids)
-    assert sorted(late_s)[len(late_s) // 2] < 0.02
+    # In most rounds: the machine may be busy with something else.
+    assert sorted(latest_s)[2] < 0.02
 
 
 @CHILDREN_ONLY
