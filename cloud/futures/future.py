@@ -180,12 +180,12 @@ class Future(futures.Future["T"]):
     def _wait(self, timeout: float | None) -> None:
         if not self.wait(timeout):
             raise CloudTimeoutError("the task has not ended in time", jid=list(self._jids))
-        if self._state in _CANCELLED:
+        if self.cancelled():
             raise futures.CancelledError
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the task has ended, for at most ``timeout`` seconds; True if it has."""
-        if self._state not in _OPEN:
+        if self._is_over():
             return True
         if not self._ended:
             self._work.asked()
@@ -193,7 +193,7 @@ class Future(futures.Future["T"]):
             self._drive(None if timeout is None else max(0.0, timeout))
         if self._ended:
             self.settle()
-        return self._state not in _OPEN
+        return self._is_over()
 
     def _drive(self, timeout_s: float | None) -> None:
         assert self._backend is not None

@@ -62,7 +62,6 @@ class Work:
         self.closing = False
         self._watch = watch
         self._open = OpenTasks(deletes=False)
-        self._last: Backend | None = None  # that tasks went to
         self._open_maps: set[MapResults] = set()
         self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         self._ended: deque[Future[Any]] = deque()
@@ -97,10 +96,8 @@ class Work:
                 refused: Future[Any] = Future(self)
                 refused.set_exception(unsent_error(exc))
                 return refused
-            if backend is not self._last:
-                self._last = backend
-                if self._open.of(backend) is None:
-                    backend.when_closed(partial(_closed, weakref.ref(self)))
+            if self._open.of(backend) is None:
+                backend.when_closed(partial(_closed, weakref.ref(self)))
             future: Future[Any] = Future(self, backend, jids)
             self._open.add(backend, jids[0], future)
             if self.place.shared:
