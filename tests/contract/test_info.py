@@ -194,6 +194,21 @@ def test_items_that_are_not_small_have_times_of_their_own(api: ModuleType) -> No
             assert facts["runtime"] < 1
 
 
+def test_items_that_share_a_record_have_processor_times_of_their_own(api: ModuleType) -> None:
+    def work(busy: bool) -> None:
+        sample.cpu(0.004) if busy else time.sleep(0.004)
+
+    kinds = [True, False, False] * 20
+    jids = api.map(work, kinds)
+    api.join(jids)
+    found = api.info(jids, ["cputime.user", "cputime.system", "shared_by"])
+    used_s = [found[jid]["cputime.user"] + found[jid]["cputime.system"] for jid in jids]
+    assert {found[jid]["shared_by"] for jid in jids} == {1}
+    assert min(each for each, busy in zip(used_s, kinds, strict=True) if busy) > 0.003
+    # The median: the first of a worker may import, and the machine may be busy.
+    assert sorted(each for each, busy in zip(used_s, kinds, strict=True) if not busy)[20] < 0.002
+
+
 def test_many_at_once(api: ModuleType) -> None:
     mapped, single = api.map(abs, range(2300)), api.call(sample.print_both, "out", "err")
     api.join([*mapped, single])

@@ -170,9 +170,13 @@ def test_a_look_takes_what_was_left_and_pokes_those_that_hold_for_too_long(house
 
 def test_what_a_worker_may_hold_is_not_called_in_by_a_look(house: House) -> None:
     house.plan(may_be_patient=True)
-    house.workers[0].hold_since(0.02)
-    house.lookout.look(time.monotonic())
-    assert ("poke", 0) not in house.events
+    now = time.monotonic()
+    house.workers[0].hold_since(0.25)
+    house.lookout.look(now)
+    assert ("poke", 0) not in house.events, "it is about to hand it over, and nobody waits for that"
+    house.workers[0].hold_since(0.5)
+    house.lookout.look(now)
+    assert ("poke", 0) in house.events, "it stands at a long item"
 
 
 def test_a_look_finds_those_that_stand_at_one_item(house: House) -> None:

@@ -57,6 +57,20 @@ def test_what_is_held_is_left_in_the_ring(house: House) -> None:
     assert (house.left, house.sent, house.page.slots[ch.HELD]) == (2, [], 0)
 
 
+def test_it_is_told_since_when_the_first_of_what_is_held_may_have_ended(house: House) -> None:
+    house.hold_for(100)
+    assert house.outbox.note_beginning() == pytest.approx(100)  # of the item that is about to run
+    since = house.page.slots[ch.HELD]
+    house.outbox.hold(0, 3, GOOD)
+    house.page.slots[ch.HELD] = since = since - 60 * 10**9
+    assert house.outbox.note_beginning() < 41
+    house.outbox.hold(3, 1, GOOD)
+    assert house.page.slots[ch.HELD] == since
+    house.outbox.flush()
+    house.outbox.hold(4, 1, GOOD)
+    assert house.page.slots[ch.HELD] > since
+
+
 def test_it_is_due_when_the_page_says_so(house: House) -> None:
     house.outbox.flush()
     house.hold_for(100)

@@ -138,7 +138,8 @@ class Lookout:
             self._take(worker)
             if not worker.tasks:
                 continue
-            overdue_ns = worker.slots[ch.HOLD] + _OVERDUE_NS
+            # Who is patient does not mind. But what an outcome waits behind may never end, and would take it along.
+            overdue_ns = worker.slots[ch.HOLD] + (_HOLD_PATIENTLY_NS if self.patient else _OVERDUE_NS)
             if worker.leaves and self._holds(worker, overdue_ns, now) and now > worker.poke_again_at:
                 # Again and again while it stands: our own code between two items does not heed a poke.
                 worker.poke_again_at = now + _POKE_AGAIN_S

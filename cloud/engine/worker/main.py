@@ -24,7 +24,7 @@ from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.received import Received
-from cloud.engine.worker.run import Call, pack_ended, run_call, usage
+from cloud.engine.worker.run import Call, pack_ended, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
@@ -296,7 +296,7 @@ class Worker:
     def _many(self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int) -> None:
         """Run items with as little as possible between them; those whose values are immutable share a record."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
-        loads, namespace = pickling.loads, self.namespace
+        loads, namespace, cpu_clock = pickling.loads, self.namespace, time.process_time
         single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
         current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
         raw, unlimited = self._raw, ch.LIMIT_TOP
@@ -336,7 +336,7 @@ class Worker:
                     if small or is_silent() or not record.has_printed():
                         if not small:
                             # Before its value: a poke between the two packs neither.
-                            note((here, last, now, usage()))
+                            note((here, last, now, cpu_clock()))
                         values.append(value)
                         usual = type_
                         last = now if small else clock()
@@ -369,9 +369,9 @@ class Worker:
 
     def _begin_items(self, position: int) -> tuple[float, float, int]:
         """Begin a record: now, when it is due to be handed over, and the item that fills it."""
-        self._outbox.note_beginning()
+        left_s = self._outbox.note_beginning()
         now = self._items.begin(position)
-        return now, now + self._outbox.hold_s, position + _MAX_VALUES - 1
+        return now, now + left_s, position + _MAX_VALUES - 1
 
     def _pack_items(self, ended: float, *, take_output: bool = True) -> None:
         packed = self._items.pack(ended, take_output=take_output)

@@ -46,10 +46,12 @@ class Outbox:
         self._n_bytes = 0
         self.called_in = False
 
-    def note_beginning(self) -> None:
-        """What is about to end is to be reported soon, though nothing is held yet."""
+    def note_beginning(self) -> float:
+        """What is about to end is to be reported soon; in how many seconds, as what ended before it may be held."""
+        now = time.monotonic_ns()
         if not self._held:
-            self._slots[ch.HELD] = time.monotonic_ns()
+            self._slots[ch.HELD] = now
+        return self.hold_s - 1e-9 * (now - self._slots[ch.HELD])
 
     def hold(self, position: int, n: int, outcome: bytes) -> None:
         """Take the outcome of ``n`` items from a position on."""
