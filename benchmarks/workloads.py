@@ -80,12 +80,13 @@ def one_closure(system: System, effort: Effort):
 # --- many calls -------------------------------------------------------------------------------------------------------
 
 
-def _burst(system: System, effort: Effort, n: int, function, argument=lambda number: number, right=None):
+def _burst(system: System, effort: Effort, n: int, function, argument=lambda number: number, right=None, results=None):
     """Submit so many calls, then take all results; jobs a second."""
+    results = results or system.results
 
     def run(count):
         arguments = [argument(number) for number in range(count)]
-        seconds, values = timed(lambda: system.results([system.submit(function, each) for each in arguments]))
+        seconds, values = timed(lambda: results([system.submit(function, each) for each in arguments]))
         expect(values == (right or list)(range(count)))
         return seconds
 
@@ -96,6 +97,11 @@ def _burst(system: System, effort: Effort, n: int, function, argument=lambda num
 @workload("B", "10,000 calls, then all results", Metric("", "/s", HIGHER, Must(4, "best"), 200_000))
 def burst(system: System, effort: Effort):
     return _burst(system, effort, 10_000, f.noop)
+
+
+@workload("BS", "10,000 calls, then each result by itself", Metric("", "/s", HIGHER))
+def burst_singly(system: System, effort: Effort):
+    return _burst(system, effort, 10_000, f.noop, results=lambda handles: [system.result(handle) for handle in handles])
 
 
 def _sized(system: System, effort: Effort, n: int, size: int):

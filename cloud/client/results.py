@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from cloud.backends.base import Segment
 from cloud.errors import CloudException, JobFailed, JobKilled, JobStalled, SerializationError, WorkerLost
 from cloud.jobs import (
@@ -25,7 +27,7 @@ from cloud.serialization.shared import SharedBytes, attach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 
 def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> tuple[list[Any], list[CloudException]]:
@@ -44,8 +46,7 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
                     failures.append(_unreadable(jids[len(values)], exc))
                     values.append(failures[-1])
             else:
-                many = pickling.loads_list(content)
-                values += many if n == length else many[skip : skip + n]
+                values += pickling.loads_list(content) if n == length else _part(raw, content, skip, n)
         else:
             for _ in range(n):
                 failures.append(failure(jids[len(values)], Outcome(raw), namespace))
@@ -60,6 +61,20 @@ def shared_values(segment: Segment) -> list[Any] | None:
         return None
     tag, content = unpack_value(raw) or _find_value(raw)
     return pickling.loads_list(content)[skip : skip + n] if tag == PACKED else None
+
+
+_last_read: Final[deque[tuple[bytes, list[Any]]]] = deque(maxlen=1)
+
+
+def _part(raw: bytes, content: bytes, skip: int, n: int) -> list[Any]:
+    # Whoever asks for jobs one by one would have thousands of values rebuilt for each; these are immutable.
+    many = next((values for held, values in tuple(_last_read) if held is raw), None)
+    if many is None:
+        many = pickling.loads_list(content)
+        _last_read.append((raw, many))
+    if skip + n >= len(many):
+        _last_read.clear()  # he has come to its end
+    return many[skip : skip + n]
 
 
 def _find_value(raw: bytes) -> tuple[int, bytes]:

@@ -8,7 +8,7 @@ Stores do not lock; the engine calls them one operation at a time, and each oper
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -169,7 +169,7 @@ class Batch:
         elif segments[-1][0] < start:
             segments.append((start, n, outcome))
         else:
-            segments.insert(bisect_right(segments, start, key=_segment_start), (start, n, outcome))
+            segments.insert(_n_before(segments, start), (start, n, outcome))
 
     def add_segments(self, start: int, outcomes: list[bytes]) -> None:
         """Keep the outcomes of consecutive items, one each."""
@@ -180,13 +180,13 @@ class Batch:
         elif segments[-1][0] < start:
             segments.extend(added)
         else:
-            at = bisect_right(segments, start, key=_segment_start)
+            at = _n_before(segments, start)
             segments[at:at] = added
 
     def drop_outcomes(self, start: int, stop: int) -> None:
         """Let go of what nobody will ask for: outcomes of these items only."""
         segments = self.segments
-        at = max(0, bisect_right(segments, start, key=_segment_start) - 1)
+        at = max(0, _n_before(segments, start) - 1)
         while isinstance(segments, list) and at < len(segments) and segments[at][0] < stop:
             low, n, _ = segments[at]
             if start <= low and low + n <= stop:
@@ -198,12 +198,12 @@ class Batch:
         segments = self.segments
         if len(segments) == 1:
             return segments[0]
-        return segments[bisect_right(segments, index, key=_segment_start) - 1]
+        return segments[_n_before(segments, index) - 1]
 
     def segments_in(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes | Stored]]:
         """Segments that overlap the items from start to stop, in order."""
         segments = self.segments
-        at = max(0, bisect_right(segments, start, key=_segment_start) - 1)
+        at = max(0, _n_before(segments, start) - 1)
         while at < len(segments) and segments[at][0] < stop:
             if segments[at][0] + segments[at][1] > start:
                 yield segments[at]
@@ -281,8 +281,9 @@ def _chunk_start(chunk: Chunk) -> int:
     return chunk.start
 
 
-def _segment_start(segment: tuple[int, int, bytes | Stored]) -> int:
-    return segment[0]
+def _n_before(segments: Sequence[tuple[int, int, bytes | Stored]], index: int) -> int:
+    # How many begin at the index or before it. Tuples are compared without a call, as a key would take for each.
+    return bisect_left(segments, (index + 1,))
 
 
 class Watch:

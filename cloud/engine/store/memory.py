@@ -33,7 +33,8 @@ class MemoryStore(Store):
     def __init__(self, jids: JidSource) -> None:
         self._jids = jids
         self._calls: dict[int, Batch] = {}
-        self._maps: list[Batch] = []
+        self._maps: dict[int, Batch] = {}
+        self._firsts: list[int] = []
         self._deleted: dict[int, set[int]] = {}
 
     def new_jids(self, n: int) -> int:
@@ -43,15 +44,16 @@ class MemoryStore(Store):
         if batch.arguments is not None:
             self._calls[batch.jid0] = batch
         else:
-            self._maps.append(batch)
+            self._maps[batch.jid0] = batch
+            self._firsts.append(batch.jid0)
 
     def locate(self, jid: int) -> tuple[Batch, int]:
         batch = self._calls.get(jid)
         if batch is not None:
             return batch, 0
-        at = bisect_right(self._maps, jid, key=_first_jid) - 1
+        at = bisect_right(self._firsts, jid) - 1
         if at >= 0:
-            batch = self._maps[at]
+            batch = self._maps[self._firsts[at]]
             index = jid - batch.jid0
             if index < batch.n and not self.forgotten(batch, index):
                 return batch, index
@@ -60,8 +62,9 @@ class MemoryStore(Store):
     def runs(self, jids: Jids) -> list[tuple[Batch, int, int]]:
         if type(jids) is range and jids.step == 1:
             return list(self._contiguous(jids.start, jids.stop))
-        if len(jids) == 1 and (call := self._calls.get(jids[0])) is not None:
-            return [(call, 0, 1)]
+        if len(jids) == 1:
+            batch, index = self.locate(jids[0])
+            return [(batch, index, index + 1)]
         found: list[tuple[Batch, int, int]] = []
         start = stop = 0
         for jid in jids:
@@ -74,14 +77,14 @@ class MemoryStore(Store):
         return found
 
     def _contiguous(self, jid: int, end: int) -> Iterator[tuple[Batch, int, int]]:
-        calls = self._calls
+        calls, maps = self._calls, self._maps
         while jid < end:
             call = calls.get(jid)
             if call is not None:
                 yield call, 0, 1
                 jid += 1
                 continue
-            batch, index = self.locate(jid)
+            batch, index = (maps[jid], 0) if jid in maps else self.locate(jid)
             stop = min(batch.n, index + end - jid)
             deleted = self._deleted.get(batch.jid0)
             if deleted:
@@ -95,30 +98,28 @@ class MemoryStore(Store):
         if batch.arguments is not None:
             self._calls.pop(batch.jid0, None)
             return
-        at = bisect_right(self._maps, batch.jid0, key=_first_jid) - 1
-        if at < 0 or self._maps[at] is not batch:
+        if self._maps.get(batch.jid0) is not batch:
             return  # its last job was forgotten before
-        if stop - start == batch.n and batch.sealed:
-            self._deleted.pop(batch.jid0, None)
-            del self._maps[at]
-            return
-        deleted = self._deleted.setdefault(batch.jid0, set())
-        deleted.update(range(start, stop))
-        batch.drop_outcomes(start, stop)
-        if len(deleted) == batch.n and batch.sealed:
-            del self._deleted[batch.jid0]
-            del self._maps[at]
+        if stop - start < batch.n or not batch.sealed:
+            deleted = self._deleted.setdefault(batch.jid0, set())
+            deleted.update(range(start, stop))
+            batch.drop_outcomes(start, stop)
+            if len(deleted) < batch.n or not batch.sealed:
+                return
+        self._deleted.pop(batch.jid0, None)
+        del self._maps[batch.jid0]
+        del self._firsts[bisect_right(self._firsts, batch.jid0) - 1]
 
     def forget_call(self, jid: int) -> bool:
         return self._calls.pop(jid, None) is not None
 
     def batches(self, *, label: str | None = None, unfinished: bool = False) -> Iterator[Batch]:
-        for batch in sorted([*self._calls.values(), *self._maps], key=_first_jid):
+        for batch in sorted([*self._calls.values(), *self._maps.values()], key=_first_jid):
             if (label is None or batch.options.label == label) and not (unfinished and batch.finished):
                 yield batch
 
     def newest(self, before: int, *, label: str | None = None) -> Iterator[Batch]:
-        for batch in sorted([*self._calls.values(), *self._maps], key=_first_jid, reverse=True):
+        for batch in sorted([*self._calls.values(), *self._maps.values()], key=_first_jid, reverse=True):
             if batch.jid0 < before and label in (None, batch.options.label):
                 yield batch
 
@@ -133,7 +134,7 @@ class MemoryStore(Store):
         counts = [0] * len(STATUS_LABELS)
         for batch in self._calls.values():
             counts[batch.states[0]] += 1
-        for batch in self._maps:
+        for batch in self._maps.values():
             for status in range(DONE, len(counts)):
                 counts[status] += batch.states.count(status)
             for index in self._deleted.get(batch.jid0, ()):
