@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from cloud.engine.executor.base import AHEAD_S, LONG_S, Executor, Task
-from cloud.engine.store.base import Batch
+from cloud.engine.store.base import Batch, Stored
 from cloud.jobs import DEFAULT_OPTIONS
 
 TYPE_CHECKING = False
@@ -125,7 +125,8 @@ class Queue:
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
                 if batch.arguments is not None:
-                    n_bytes += len(batch.arguments)
+                    stored = isinstance(batch.arguments, Stored)  # then they are large
+                    n_bytes += _MAX_BYTES if stored else len(batch.arguments)
                     if n_bytes > _MAX_BYTES and tasks:
                         return tasks
                     self._drop_first(lane, queue)

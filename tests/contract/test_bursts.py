@@ -53,6 +53,13 @@ def test_results_come_in_the_order_asked(api: ModuleType) -> None:
     assert api.result([jids[3], jids[3], jids[1]]) == [9, 9, 1]
 
 
+@pytest.mark.parametrize("size", [1_000, 100_000, 1_000_000])
+def test_quick_functions_of_large_arguments(api: ModuleType, size: int) -> None:
+    api.result([api.call(len, "a few, so that it is known as quick") for _ in range(20)])
+    jids = [api.call(len, bytes(size + index)) for index in range(20)]
+    assert api.result(jids, timeout=60) == [size + index for index in range(20)]
+
+
 def test_keyword_arguments_and_mutable_ones_stay_apart(api: ModuleType) -> None:
     shared: list[int] = []
     jids = []

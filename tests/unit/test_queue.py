@@ -8,7 +8,7 @@ import pytest
 
 from cloud.engine.executor.base import AHEAD_S, Task
 from cloud.engine.queue import Queue
-from cloud.engine.store.base import Batch, Chunk
+from cloud.engine.store.base import Batch, Chunk, Stored
 from cloud.environment import Environment
 from cloud.jobs import DEFAULT_OPTIONS, KILLED, JobOptions
 from cloud.serialization.functions import Function
@@ -100,6 +100,24 @@ def test_environments_that_have_no_more_work_are_forgotten(queue: Queue) -> None
         filled(queue, call(environment))
         assert claimed(queue, environment)
     assert len(queue._lanes) == 1
+
+
+class Away(Stored):
+    """What a store has put away."""
+
+    def load(self) -> bytes:
+        raise AssertionError("nobody has begun it")
+
+    def head(self, n_bytes: int) -> bytes:
+        raise AssertionError("nobody has asked for it")
+
+
+def test_what_the_store_has_put_away_is_given_by_itself(queue: Queue) -> None:
+    calls = [call(None, mean_s=1e-6) for _ in range(5)]
+    for each in calls[1:3]:
+        each.arguments = Away()  # type: ignore[assignment]
+    filled(queue, *calls)
+    assert [claimed(queue, None) for _ in range(4)] == [calls[:1], calls[1:2], calls[2:3], calls[3:]]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10, 5), (100_000, 2), (1_000_000, 1)])
