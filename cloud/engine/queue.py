@@ -125,8 +125,8 @@ class Queue:
                 if (spent_s + mean_s > room_s and (tasks or not idle)) or len(tasks) == _MAX_TASKS:
                     return tasks
                 if batch.arguments is not None:
-                    stored = isinstance(batch.arguments, Stored)  # then they are large
-                    n_bytes += _MAX_BYTES if stored else len(batch.arguments)
+                    # What the store has put away is large.
+                    n_bytes += _MAX_BYTES if isinstance(batch.arguments, Stored) else len(batch.arguments)
                     if n_bytes > _MAX_BYTES and tasks:
                         return tasks
                     self._drop_first(lane, queue)

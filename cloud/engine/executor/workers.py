@@ -184,7 +184,7 @@ class WorkerHandle:
                 extras += ch.sized(function.payload)
             attempt = 1 if batch.attempts is None else batch.attempt(task.start)
             if batch.arguments is not None:
-                arguments = batch.arguments
+                arguments: Any = batch.arguments  # here: what a store has put away is read before it is given out
                 segment = arguments.segment if type(arguments) is SharedBytes else None
                 if segment is not None:
                     self._send_parts(parts)

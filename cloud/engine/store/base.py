@@ -117,7 +117,7 @@ class Batch:
         self.options = options
         self.depth = depth
         self.created = created
-        self.arguments = arguments
+        self.arguments: bytes | Stored | None = arguments
         self.n_final = 0
         self.n_waiting_on = 0
         self.watches: Watches | None = None

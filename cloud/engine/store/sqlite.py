@@ -181,7 +181,7 @@ class SqliteStore(Store):
     def _put_away(self, batch: Batch, chunks: list[Chunk]) -> list[Part]:
         """Put what reads large payloads back in their place."""
         parts: list[Part] = []
-        arguments = batch.arguments
+        arguments: Any = batch.arguments
         if arguments is not None and _is_large(arguments):
             part: Any = Part(self._reader, "chunk", batch.key, 0, arguments)
             batch.arguments = part
