@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from cloud.errors import BackendError
 
-__all__ = ["Database", "check_name", "check_text", "make_folder", "sync_folder", "write_private"]
+__all__ = ["Database", "check_name", "check_text", "make_folder", "sync", "write_private"]
 
 #: How long a transaction waits for the locks of other processes; also the bound of a fork's wait for transactions.
 LOCK_WAIT_S = 30.0
@@ -243,11 +243,11 @@ def make_folder(path: str) -> None:
     make_folder(parent)
     with suppress(FileExistsError):  # another process was faster
         os.mkdir(path, 0o700)
-    sync_folder(parent)
+    sync(parent)
 
 
-def sync_folder(path: str) -> None:
-    """Block until the names in a folder (files made, renamed or removed in it) are on disk."""
+def sync(path: str) -> None:
+    """Block until a file, or the names in a folder (files made, renamed or removed in it), are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -267,7 +267,7 @@ def write_private(path: str, contents: bytes) -> None:
         except BaseException:
             os.unlink(part.name)
             raise
-    sync_folder(folder)
+    sync(folder)
 
 
 def check_text(what: str, value: object, min_chars: int, max_chars: int) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cloud.errors import BackendError
-from cloud.resources import LOCK_WAIT_S, make_folder, sync_folder
+from cloud.resources import LOCK_WAIT_S, make_folder, sync
 
 __all__ = ["back_up"]
 
@@ -63,12 +63,12 @@ def back_up(data: str, destination: str) -> tuple[int, int]:
     _drop_broken_sets(source, partial)
     sizes = [path.stat().st_size for path in partial.rglob("*") if path.is_file()]
     for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-        sync_folder(str(folder))
+        sync(str(folder))
         if folder != partial:
             # Jobs may run as another user, who must be able to read their modules in a copy, too.
             shutil.copymode(source / folder.relative_to(partial), folder)
     os.rename(partial, target)
-    sync_folder(str(target.parent))
+    sync(str(target.parent))
     return len(sizes), sum(sizes)
 
 

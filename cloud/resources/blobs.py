@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cloud.errors import StoredFileCorrupt
-from cloud.resources import make_folder, sync_folder
+from cloud.resources import make_folder, sync
 
 if TYPE_CHECKING:
     from tempfile import _TemporaryFileWrapper
@@ -203,7 +203,7 @@ class BlobFolder:
         Only for the holder of the lock under which `remove` is called too.
         """
         os.replace(path, os.path.join(self._blobs, blob.digest))
-        sync_folder(self._blobs)
+        sync(self._blobs)
 
     def open(self, blob: Blob, name: str) -> int:
         """Return a descriptor of the blob's contents, which stay readable when the blob is removed.

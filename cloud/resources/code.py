@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 from cloud.errors import BackendError
-from cloud.resources import make_folder, sync_folder
+from cloud.resources import make_folder, sync
 from cloud.serialization.manifest import MAX_TOTAL_BYTES, CodeRefused, FileEntry, check_manifest, digest_of, is_digest
 
 TYPE_CHECKING = False
@@ -212,20 +212,24 @@ class CodeFolder:
         self._parts.discard(os.path.basename(part))
 
     def _write(self, part: str, entries: Iterable[FileEntry]) -> None:
-        folders = {part}
+        folders, paths = {part}, []
         for entry in entries:
             content = self._verified(entry)
             path = os.path.join(part, *entry.path.split("/"))
             self._make_parents(os.path.dirname(path), folders)
+            paths.append(path)
             descriptor = os.open(path, _CREATE, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fchmod(descriptor, 0o444)
-                os.fsync(descriptor)
+                _begin_to_sync(descriptor)
+        # Only now: to wait for each before the next is written takes three times as long.
+        for path in paths:
+            sync(path)
         for folder in sorted(folders, reverse=True):
             os.chmod(folder, 0o755)  # noqa: S103  # jobs may run as another user
-            sync_folder(folder)
+            sync(folder)
 
     def _make_parents(self, folder: str, made: set[str]) -> None:
         if folder not in made:
@@ -256,7 +260,7 @@ class CodeFolder:
                 # Another thread was faster, and its set is the same.
                 if not os.path.isdir(self._set(digest)):
                     raise
-        sync_folder(self._path)
+        sync(self._path)
 
     def _take_away(self, digest: str, unused_since: float) -> str:
         """Rename a set out of sight, if it is unused; removing it takes time and may be interrupted."""
@@ -273,6 +277,11 @@ class CodeFolder:
             return os.lstat(os.path.join(folder, name)).st_mtime < moment
         except FileNotFoundError:
             return False
+
+
+def _begin_to_sync(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # what it does not need it writes, without blocking
 
 
 def _names(folder: str) -> list[str]:
