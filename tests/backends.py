@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Final
+
+import psutil
 
 from cloud.configuration import usable_cores
 from cloud.errors import CloudException
@@ -31,6 +34,8 @@ def _simulator() -> ModuleType:
 
 
 _SERVERS: dict[tuple[str, ...], RunningServer] = {}
+_FOLDERS: list[Path] = []
+_MEMORY: Final = Path("/dev/shm")
 _SERVER_OPTIONS: Final = {
     "CLOUD_OUTPUT_LIMIT_BYTES": "--output-limit",
     "CLOUD_KILL_GRACE_S": "--kill-grace",
@@ -44,16 +49,32 @@ def server_for_settings() -> RunningServer:
     given = [(option, os.environ[name]) for name, option in _SERVER_OPTIONS.items() if name in os.environ]
     options = tuple(word for pair in given for word in pair)
     if options not in _SERVERS:
-        folder = Path(tempfile.mkdtemp(prefix="server-"))
         # Slots enough for any test; what each has is a quota of its workgroup.
-        _SERVERS[options] = RunningServer(folder / "data", "--workers", "64", "--idle", "2", *options).start()
+        _SERVERS[options] = RunningServer(_folder() / "data", "--workers", "64", "--idle", "2", *options).start()
     return _SERVERS[options]
+
+
+def _folder() -> Path:
+    """A folder for a server's data. In memory where there is plenty: nobody reads again what these tests leave there.
+
+    Each test's workgroup gets the modules of all tests, 80,000 files in a run.
+    """
+    if not _FOLDERS and _MEMORY.is_dir():
+        for stale in _MEMORY.glob("server-tests-*"):
+            if not psutil.pid_exists(int(stale.name.split("-")[2])):
+                shutil.rmtree(stale, ignore_errors=True)  # its run was killed
+    plenty = _MEMORY.is_dir() and min(psutil.virtual_memory().available, psutil.disk_usage(str(_MEMORY)).free) > 8 << 30
+    folder = tempfile.mkdtemp(prefix=f"server-tests-{os.getpid()}-", dir=_MEMORY if plenty else None)
+    _FOLDERS.append(Path(folder))
+    return _FOLDERS[-1]
 
 
 def stop_servers() -> None:
     """End all of them, whatever jobs tests left there."""
     while _SERVERS:
         _SERVERS.popitem()[1].kill(group=True)
+    while _FOLDERS:
+        shutil.rmtree(_FOLDERS.pop(), ignore_errors=True)
 
 
 def new_credentials() -> tuple[int, str, str]:

@@ -208,19 +208,19 @@ def test_10_a_wait_may_end_with_the_first_failure(
     assert list(backend.statuses([slow, failed])) == [PROCESSING, ERROR]
 
 
-@pytest.mark.parametrize("verb", ASKING)
-@pytest.mark.parametrize("around", ["alone", "first", "last"])
 def test_11_an_unknown_jid_is_an_error_and_changes_nothing(
-    api: ModuleType, one_slot: None, backend: Backend, gate: Gate, verb: str, around: str
+    api: ModuleType, one_slot: None, backend: Backend, gate: Gate
 ) -> None:
     done, running = api.call(sample.square, 3), api.call(gate.hold)
     gate.await_begun()
-    known = [] if around == "alone" else [done, running]
-    asked = [UNKNOWN, *known] if around == "first" else [*known, UNKNOWN]
-    with pytest.raises(JobNotFound, match=rf"^Job {UNKNOWN}: Does not exist or was purged from cache$") as caught:
-        ASKING[verb](backend, asked)
-    assert caught.value.jid == UNKNOWN
-    assert list(backend.statuses([done, running])) == [DONE, PROCESSING]
+    for ask in ASKING.values():
+        for asked in ([UNKNOWN], [UNKNOWN, done, running], [done, running, UNKNOWN]):
+            with pytest.raises(
+                JobNotFound, match=rf"^Job {UNKNOWN}: Does not exist or was purged from cache$"
+            ) as caught:
+                ask(backend, asked)
+            assert caught.value.jid == UNKNOWN
+            assert list(backend.statuses([done, running])) == [DONE, PROCESSING]
     assert api.result(done) == 9
 
 

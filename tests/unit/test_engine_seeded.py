@@ -53,7 +53,7 @@ from tests.unit.fake_executor import (
     frozen_virtual_clock,
 )
 
-N_SEEDS = int(os.environ.get("ENGINE_SEEDS", "1200"))
+N_SEEDS = int(os.environ.get("ENGINE_SEEDS", "600"))
 ONE_SEED = os.environ.get("ENGINE_SEED")
 N_BLOCKS = 12
 LEGAL = frozenset((old, new) for old, news in TRANSITIONS.items() for new in news)
