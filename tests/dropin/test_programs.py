@@ -144,7 +144,7 @@ def test_parallel_estimators_in_a_parallel_search(on_cloud: Any) -> None:
     from sklearn.model_selection import GridSearchCV
 
     x, y = make_classification(n_samples=200, n_features=6, random_state=0)
-    grid = {"max_depth": [2, 4]}
+    grid = {"max_depth": [3]}
     serial = GridSearchCV(RandomForestClassifier(n_estimators=6, random_state=0), grid, cv=2).fit(x, y)
     with on_cloud():
         ours = GridSearchCV(RandomForestClassifier(n_estimators=6, random_state=0, n_jobs=2), grid, cv=2).fit(x, y)

@@ -123,7 +123,8 @@ def test_large_frames_come_whole_among_small_ones(sizes: list[int], pieces: list
     found: list[tuple[int, bytes]] = []
     with connected() as (stream, other):
         other.setblocking(False)
-        for n_bytes in itertools.cycle(pieces):
+        # After some small pieces a large one: a frame of megabytes would take a while in single bytes.
+        for n_bytes in itertools.cycle([*pieces, LARGE]):
             if content:
                 with contextlib.suppress(BlockingIOError):
                     content = content[other.send(content[:n_bytes]) :]
