@@ -86,10 +86,11 @@ def test_no_more_run_at_a_time_than_n_jobs() -> None:
 def test_workers_are_kept_for_the_next_call() -> None:
     first = set(Parallel(batch_size=1)(delayed(fn.pid)(i) for i in range(10)))
     second = set(Parallel(batch_size=1)(delayed(fn.pid)(i) for i in range(10)))
-    assert first == second
-    assert all(exists(pid) for pid in first)
+    # One may have been given all of them.
+    assert len(first | second) <= 2
+    assert all(exists(pid) for pid in first | second)
     cloud.joblib.shutdown()
-    assert not any(exists(pid) for pid in first)
+    assert not any(exists(pid) for pid in first | second)
     assert Parallel()(delayed(fn.square)(i) for i in range(3)) == [0, 1, 4]
 
 
