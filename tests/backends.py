@@ -59,13 +59,11 @@ def _folder() -> Path:
 
     Each test's workgroup gets the modules of all tests, 80,000 files in a run.
     """
-    if not _FOLDERS and _MEMORY.is_dir():
-        for stale in _MEMORY.glob("server-tests-*"):
-            if not psutil.pid_exists(int(stale.name.split("-")[2])):
-                shutil.rmtree(stale, ignore_errors=True)  # its run was killed
+    for folder in () if _FOLDERS else _MEMORY.glob("server-tests-*"):
+        if not psutil.pid_exists(int(folder.name.split("-")[2])):
+            shutil.rmtree(folder, ignore_errors=True)  # its run was killed
     plenty = _MEMORY.is_dir() and min(psutil.virtual_memory().available, psutil.disk_usage(str(_MEMORY)).free) > 8 << 30
-    folder = tempfile.mkdtemp(prefix=f"server-tests-{os.getpid()}-", dir=_MEMORY if plenty else None)
-    _FOLDERS.append(Path(folder))
+    _FOLDERS.append(Path(tempfile.mkdtemp(prefix=f"server-tests-{os.getpid()}-", dir=_MEMORY if plenty else None)))
     return _FOLDERS[-1]
 
 

@@ -29,6 +29,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+_last_read: Final[deque[tuple[bytes, list[Any]]]] = deque(maxlen=1)
+"""The outcome that was read in part last, and its values; nothing once its end was read."""
+
 
 def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> tuple[list[Any], list[CloudException]]:
     """The value of each job in order; a failed job's CloudException takes its place. And these exceptions again."""
@@ -46,7 +49,7 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
                     failures.append(_unreadable(jids[len(values)], exc))
                     values.append(failures[-1])
             else:
-                values += pickling.loads_list(content) if n == length else _part(raw, content, skip, n)
+                values += _unpacked(raw, content, skip, n, length)
         else:
             for _ in range(n):
                 failures.append(failure(jids[len(values)], Outcome(raw), namespace))
@@ -56,23 +59,22 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
 
 def shared_values(segment: Segment) -> list[Any] | None:
     """The values of jobs that share an outcome, all of them immutable; None if they do not."""
-    skip, n, _, raw = segment
+    skip, n, length, raw = segment
     if n == 1 or raw[0] != DONE:
         return None
     tag, content = unpack_value(raw) or _find_value(raw)
-    return pickling.loads_list(content)[skip : skip + n] if tag == PACKED else None
+    return _unpacked(raw, content, skip, n, length) if tag == PACKED else None
 
 
-_last_read: Final[deque[tuple[bytes, list[Any]]]] = deque(maxlen=1)
-
-
-def _part(raw: bytes, content: bytes, skip: int, n: int) -> list[Any]:
+def _unpacked(raw: bytes, content: bytes, skip: int, n: int, length: int) -> list[Any]:
+    if n == length:
+        return pickling.loads_list(content)
     # Whoever asks for jobs one by one would have thousands of values rebuilt for each; these are immutable.
     many = next((values for held, values in tuple(_last_read) if held is raw), None)
     if many is None:
         many = pickling.loads_list(content)
         _last_read.append((raw, many))
-    if skip + n >= len(many):
+    if skip + n == length:
         _last_read.clear()  # he has come to its end
     return many[skip : skip + n]
 

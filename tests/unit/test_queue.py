@@ -115,7 +115,7 @@ class Away(Stored):
 def test_what_the_store_has_put_away_is_given_by_itself(queue: Queue) -> None:
     calls = [call(None, mean_s=1e-6) for _ in range(5)]
     for each in calls[1:3]:
-        each.arguments = Away()  # type: ignore[assignment]
+        each.arguments = Away()
     filled(queue, *calls)
     assert [claimed(queue, None) for _ in range(4)] == [calls[:1], calls[1:2], calls[2:3], calls[3:]]
 

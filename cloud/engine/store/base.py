@@ -62,7 +62,8 @@ class Batch:
         depth: 0 for jobs of the program, parent's depth + 1 for jobs submitted by jobs.
         environment: What its workers must be; None where all workers are alike.
         created: Seconds since the epoch.
-        arguments: Pickled arguments of a single call; None for a map, and for several calls together.
+        arguments: Pickled arguments of a single call, or what reads them back; None for a map, and for several calls
+            together.
         chunks: Arguments of a map, by start.
         sealed: False while a map may still grow.
         states: One status code a job. A job that runs is QUEUED here: the executor knows which run.
@@ -161,7 +162,7 @@ class Batch:
         """The chunk that holds an item's arguments."""
         return self.chunks[bisect_right(self.chunks, index, key=_chunk_start) - 1]
 
-    def add_segment(self, start: int, n: int, outcome: bytes) -> None:
+    def add_segment(self, start: int, n: int, outcome: bytes | Stored) -> None:
         """Keep the outcome of a run of items."""
         segments = self.segments
         if not isinstance(segments, list):

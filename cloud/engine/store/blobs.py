@@ -57,7 +57,7 @@ class BlobFolder:
 
     def sync(self) -> None:
         """Block until the names of all files put so far are on disk."""
-        sync(self._path)
+        sync_folder(self._path)
 
     def read(self, digest: bytes, n_bytes: int = -1) -> bytes:
         """The bytes of that digest; only the first so many, which are then compared with nothing.
@@ -101,7 +101,7 @@ class BlobFolder:
             return False
 
 
-def sync(path: str) -> None:
+def sync_folder(path: str) -> None:
     """Block until the names in a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -110,4 +110,4 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-__all__ = ["BlobFolder", "sync"]
+__all__ = ["BlobFolder", "sync_folder"]

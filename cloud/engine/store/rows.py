@@ -447,7 +447,7 @@ class Reader:
             batch = batches[key]
             batch.states[start : start + n] = bytes((kind,)) * n
             batch.n_final += n
-            batch.add_segment(start, n, Part(self, "segment", key, start))  # type: ignore[arg-type]
+            batch.add_segment(start, n, Part(self, "segment", key, start))
 
     def add_marks(
         self, batches: dict[int, Batch], which: str = "", begun: list[tuple[int, int, int]] | None = None

@@ -104,11 +104,9 @@ class ItemRecord:
             times.append((position - first, offset + began, ended - began, user * own_s, system * own_s, peak_kb))
             cpu_s, looked_at = total_s, ended
         used_s = cpu_s - self._user_s - self._system_s
-        self._user_s, self._system_s, self._used_at = (
-            self._user_s + user * used_s,
-            self._system_s + system * used_s,
-            looked_at,
-        )
+        self._user_s += user * used_s
+        self._system_s += system * used_s
+        self._used_at = looked_at
         noted[:] = later
         return times
 

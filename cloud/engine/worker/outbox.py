@@ -47,7 +47,7 @@ class Outbox:
         self.called_in = False
 
     def note_beginning(self) -> float:
-        """What is about to end is to be reported soon; in how many seconds, as what ended before it may be held."""
+        """What is about to end is to be reported soon; seconds that are left, below 0 if others are held too long."""
         now = time.monotonic_ns()
         if not self._held:
             self._slots[ch.HELD] = now

@@ -43,12 +43,12 @@ else:
 
 _OWN_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 # Linux counts kilobytes, macOS bytes.
-RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
+_RSS_UNIT: Final = 1024 if sys.platform == "darwin" else 1
 
 
 def max_rss_kb(used: Any) -> int:
     """Peak resident memory in kB, of what ``usage`` gave."""
-    return int(used.ru_maxrss // RSS_UNIT)
+    return int(used.ru_maxrss // _RSS_UNIT)
 
 
 class Call:
