@@ -90,6 +90,7 @@ class Capture:
         self._starts = [ch.CAPTURE_START, ch.CAPTURE_START]
         # A job may close 1 and 2, or put other files in their place.
         self._files = [out_of_reach(1), out_of_reach(2)]
+        self._ids = [_id_of(file) for file in self._files]
         self._input = out_of_reach(0)
         self._streams: list[Any] = [self._stream(0), self._stream(1)]
         self._install_streams()
@@ -176,9 +177,10 @@ class Capture:
         if end == start:
             return b""
         file = self._files[index]
-        if not _same_file(index + 1, file):
+        if end < 0 or _id_of(index + 1) != self._ids[index]:
             os.dup2(file, index + 1)
-        end = self._starts[index] = os.lseek(file, 0, os.SEEK_END)
+            end = os.lseek(file, 0, os.SEEK_END)
+        self._starts[index] = end
         if end < start:
             return b""  # the job truncated it
         return os.pread(file, min(end - start, self.limit_bytes), max(start, end - self.limit_bytes))
@@ -197,11 +199,9 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def _same_file(fd: int, other: int) -> bool:
-    try:
-        return os.path.sameopenfile(fd, other)
-    except OSError:
-        return False
+def _id_of(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 def tail(fd: int, start: int, limit_bytes: int, end: int | None = None) -> bytes:

@@ -80,32 +80,36 @@ class Surroundings:
 
     def __init__(self, dirty: list[bool], defaults: dict[str, str], *, own: bool = False) -> None:
         self._dirty = dirty
-        self._defaults = defaults
+        self._defaults = _as_bytes(defaults)
         self.path: list[str] = sys.path[:]
         self._cwd = ""
-        self._environ: dict[str, str] = dict(os.environ)
+        self._environ: dict[bytes, bytes] = dict(raw_environ())
+        self._changed = False
         self._handlers: dict[int, Any] = {}
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._set_mask = signal.pthread_sigmask
         self._set_timer = signal.setitimer
         self._signals_changed = False
-        self._kept_environ: dict[str, str | None] | None = None
+        self._kept_environ: dict[bytes, bytes | None] | None = None
         self._kept_path: tuple[list[str], bool] = [], False
         self._kept_cwd = ""
-        self._own = (self.path, current_directory(), {os.fsencode(k): os.fsencode(os.environ[k]) for k in os.environ})
+        self._own = (self.path, current_directory(), self._environ)
         if own:
             self._cwd = self._own[1]
             _KEPT_TO[:] = [self]
         self._watch()
 
     def _watch(self) -> None:
-        # A look at directory, environment and handlers after each job would cost more than a small job does:
-        # the calls that change them leave a note instead.
+        # A look at directory, environment and handlers after each job, or each that prints, would cost more than a
+        # small job does: the calls that change them leave a note instead.
         dirty = self._dirty
+
+        def note() -> None:
+            self._changed = dirty[0] = True
 
         def noting(function: Any) -> Any:
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                dirty[0] = True
+                note()
                 return function(*args, **kwargs)
 
             wrapper.__name__ = wrapper.__qualname__ = function.__name__
@@ -127,7 +131,7 @@ class Surroundings:
         set_handler = signal.signal
 
         def noting_signal(signalnum: Any, handler: Any) -> Any:
-            dirty[0] = True
+            note()
             before = set_handler(signalnum, handler)
             self._handlers.setdefault(int(signalnum), before)
             return before
@@ -146,12 +150,10 @@ class Surroundings:
         Raises:
             OSError: The directory cannot be entered; the rest is applied.
         """
-        path, cwd, raw_environ, level = surroundings
+        path, cwd, environ, level = surroundings
         if path is None or _KEPT_TO:
-            path, cwd, raw_environ = self._own
-        if extras:
-            raw_environ = {**raw_environ, **{os.fsencode(name): os.fsencode(extras[name]) for name in extras}}
-        environ = {**self._defaults, **{os.fsdecode(name): os.fsdecode(raw_environ[name]) for name in raw_environ}}
+            path, cwd, environ = self._own
+        environ = {**self._defaults, **environ, **_as_bytes(extras or {})}
         if self._kept_environ is not None:
             kept = {**environ, **self._kept_environ}
             environ = {name: value for name, value in kept.items() if value is not None}
@@ -177,7 +179,7 @@ class Surroundings:
 
     def keep(self) -> None:
         """What was changed since ``apply`` stays, for this worker's life: an initializer did it."""
-        before, now = self._environ, dict(os.environ)
+        before, now = self._environ, dict(raw_environ())
         self._kept_environ = {name: now.get(name) for name in {*before, *now} if before.get(name) != now.get(name)}
         new = [each for each in sys.path if each not in self.path]
         self._kept_path = new, bool(new) and sys.path[0] in new
@@ -186,12 +188,14 @@ class Surroundings:
         self.path, self._environ, self._cwd = sys.path[:], now, cwd
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._handlers.clear()
-        self._dirty[0] = False
+        self._changed = self._dirty[0] = False
 
     def restore(self) -> None:
         """Undo what a job changed."""
         if sys.path != self.path:
             sys.path[:] = self.path
+        if not self._changed:
+            return
         if self._cwd:
             try:
                 moved = os.getcwd() != self._cwd
@@ -211,16 +215,21 @@ class Surroundings:
             number, handler = self._handlers.popitem()
             if handler is not None:
                 self._set_handler(number, handler)
+        self._changed = False  # here: what puts things back leaves notes, too
 
     def _restore_environ(self) -> None:
-        now, wanted = os.environ, self._environ
-        if dict(now) == wanted:
+        now, wanted = raw_environ(), self._environ
+        if now == wanted:
             return
         for name in [name for name in now if name not in wanted]:
-            del now[name]
+            del os.environb[name]
         for name, value in wanted.items():
             if now.get(name) != value:
-                now[name] = value
+                os.environb[name] = value
+
+
+def _as_bytes(environ: dict[str, str]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
 
 
 def _log_to_stderr(level: int) -> None:
