@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from cloud.backends.base import Backend, Finals, MapWriter, Segment
 from cloud.engine.engine import Engine
 from cloud.engine.store.base import Batch
+from cloud.engine.watching import on_each_final, when_final
 from cloud.engine.worker.surroundings import snapshot, unchanged_since
 from cloud.jobs import Jids, JobOptions, Outcome
 from cloud.serialization import pickling
@@ -75,7 +76,7 @@ class _EngineFinals(Finals):
         self.watch(jids)
 
     def watch(self, jids: Jids) -> None:
-        self._engine.on_each_final(jids, lambda first, n, status: self._seen.append((first, n, status)))
+        on_each_final(self._engine, jids, lambda first, n, status: self._seen.append((first, n, status)))
 
     def next(self, timeout_s: float | None) -> tuple[int, int, int] | None:
         if not self._seen:
@@ -133,10 +134,10 @@ class LocalBackend(Backend):
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
 
     def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
-        return self.engine.when_final(jids, action, stop_on_error=stop_on_error)
+        return when_final(self.engine, jids, action, stop_on_error=stop_on_error)
 
     def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
-        self.engine.on_each_final(jids, notify)
+        on_each_final(self.engine, jids, notify)
 
     def finals(self, jids: Jids) -> Finals:
         return _EngineFinals(self.engine, jids)

@@ -14,6 +14,7 @@ from cloud.backends.base import Segment
 from cloud.backends.local import LocalBackend
 from cloud.engine.overview import describe
 from cloud.engine.store.base import Batch
+from cloud.engine.watching import when_final
 from cloud.errors import BackendError, CloudException, JobNotFound
 from cloud.jobs import DONE, Jids, JobOptions, Outcome
 from cloud.serialization.functions import Function
@@ -286,7 +287,7 @@ class Requests:
         self._hold(
             request,
             answer,
-            None if over else lambda action: engine.when_final(jids, action, stop_on_error=stop_on_error),
+            None if over else lambda action: when_final(engine, jids, action, stop_on_error=stop_on_error),
         )
 
     def _at_hand(self, jids: Jids) -> list[Segment] | None:
@@ -311,7 +312,7 @@ class Requests:
         at_once = poll in self._released or gone or any(engine.finals(known) for known in runs) or not runs
         jids: Jids = runs[0] if len(runs) == 1 else [jid for run in runs for jid in run]
         self._hold(
-            request, answer, None if at_once else lambda action: engine.when_final(jids, action, first=True), poll
+            request, answer, None if at_once else lambda action: when_final(engine, jids, action, first=True), poll
         )
 
     def _known(self, pairs: list[list[int]]) -> tuple[list[range], list[tuple[int, int]]]:
@@ -468,7 +469,7 @@ class Requests:
             return
         # Told before their end is on disk, a crash would start them again, and the kill would be forgotten.
         request.content["timeout_s"] = _KILL_S
-        self._hold(request, answer, lambda action: engine.when_final(pending, action))
+        self._hold(request, answer, lambda action: when_final(engine, pending, action))
 
     def _delete(self, request: Request) -> None:
         self._backend.delete(unpack_jids(request.content["jids"]))

@@ -29,7 +29,7 @@ from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, loaded
 from cloud.engine.waiting import Timer, Waiting
-from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
+from cloud.engine.waits import FINAL, Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
@@ -62,7 +62,6 @@ _MAX_LOSSES: Final = 3
 _MAX_RETRY_DELAY_S: Final = 60.0
 _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
-_FINAL: Final = (DONE, ERROR, KILLED, STALLED)
 _WAITING_BYTE: Final = bytes((WAITING,))
 _QUEUED_BYTE: Final = bytes((QUEUED,))
 _POLL_EVERY: Final = 128
@@ -299,7 +298,7 @@ class Engine(Source):
             unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
             if unfinished:
                 batch.n_waiting_on += unfinished
-                self._watch(other, start, stop, lambda *run: self._dependency_finished(batch, *run))
+                self.watch(other, start, stop, lambda *run: self._dependency_finished(batch, *run))
         if batch.n_waiting_on:
             self._n_waiting += batch.states.count(QUEUED)
             batch.states = batch.states.replace(_QUEUED_BYTE, _WAITING_BYTE)
@@ -447,7 +446,8 @@ class Engine(Source):
             low, high = max(start, watch.start), min(start + n, watch.stop)
             watch.notify(batch, low, high - low)
 
-    def _watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> Watch:
+    def watch(self, batch: Batch, start: int, stop: int, notify: Callable[[Batch, int, int], None]) -> Watch:
+        """Tell of each of these jobs that becomes final from now on: see ``Watch``. Under the lock."""
         watch = batch.watch(start, stop, notify)
         if self.executor.patient:
             self.executor.interrupt()  # whoever polls knew of nobody who is to be told at once
@@ -532,6 +532,9 @@ class Engine(Source):
         self.check_open()
         deadline = None if timeout_s is None else self.clock.monotonic() + timeout_s
         self.call_in()
+        call = self._store.find_call(jids[0]) if len(jids) == 1 else None
+        if call is not None:
+            return self._wait_for_one(call, 0, deadline, stop_on_error=stop_on_error)
         with self.lock:
             runs = self.store.runs(jids)
             if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
@@ -592,79 +595,8 @@ class Engine(Source):
             return [
                 (batch.jid0 + low, n, batch.states[low])
                 for batch, start, stop in self.store.runs(jids)
-                for low, n in runs_of(batch, _FINAL, start, stop)
+                for low, n in runs_of(batch, FINAL, start, stop)
             ]
-
-    def when_final(
-        self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False, first: bool = False
-    ) -> Callable[[], None]:
-        """Call ``action()`` once, under the lock, when all jobs are final (or one has failed); at once if they are.
-
-        Args:
-            jids: Jobs; with ``first`` none of them final.
-            action: Called once.
-            stop_on_error: The first that fails will do.
-            first: The first that becomes final will do.
-
-        Returns:
-            A function that calls it off.
-        """
-        self.check_open()
-        with self.changing:
-            runs = self.store.runs(jids)
-            left = [0]
-            over = [False]
-            watching: list[tuple[Batch, Watch]] = []
-
-            def finished(batch: Batch, start: int, n: int) -> None:
-                left[0] -= n
-                failed = stop_on_error and batch.states[start] != DONE
-                if not over[0] and (left[0] <= 0 or failed or first):
-                    over[0] = True
-                    action()
-
-            if stop_on_error and Wait(runs).has_failed():
-                runs = []
-            for batch, start, stop in runs:
-                states = batch.states
-                unfinished = states.count(QUEUED, start, stop) + states.count(WAITING, start, stop)
-                if unfinished:
-                    left[0] += unfinished
-                    watching.append((batch, self._watch(batch, start, stop, finished)))
-            if not left[0]:
-                over[0] = True
-                action()
-            else:
-                self.waiting.need_helper()
-
-        def call_off() -> None:
-            over[0] = True
-            # Who looks again and again with a timeout must not leave a watch behind each time.
-            with self.changing:
-                for batch, watch in watching:
-                    if batch.watches is not None:
-                        batch.watches.remove(watch)
-                watching.clear()
-
-        return call_off
-
-    def on_each_final(self, jids: Jids, notify: Callable[[int, int, int], None]) -> None:
-        """Call ``notify(jid, n, status)`` under the lock for each run of jobs that becomes final, past ones too."""
-        self.check_open()
-
-        def tell(batch: Batch, low: int, n: int) -> None:
-            notify(batch.jid0 + low, n, batch.states[low])
-
-        with self.changing:
-            for batch, start, stop in self.store.runs(jids):
-                if stop - start == 1 and batch.states[start] < DONE:
-                    self._watch(batch, start, stop, tell)
-                    continue
-                for low, n in runs_of(batch, _FINAL, start, stop):
-                    tell(batch, low, n)
-                if batch.states.count(QUEUED, start, stop) or batch.states.count(WAITING, start, stop):
-                    self._watch(batch, start, stop, tell)
-            self.waiting.need_helper()
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -689,6 +621,9 @@ class Engine(Source):
         With a limit, those of the first jobs only that together have so many bytes, and at least one.
         """
         self.check_open()
+        call = self._store.find_call(jids[0]) if len(jids) == 1 else None
+        if call is not None and call.segments:  # they come after the state
+            return [(0, 1, 1, loaded(call.segments[0][2]))]
         n_bytes = 0
         with self.lock:
             found: list[tuple[int, int, int, bytes]] = []

@@ -211,15 +211,17 @@ class Waiting:
             return False
         until = deadline
         if self._timers or self._followers:
-            with self._lock:
-                moments = [follower.deadline for follower in self._followers] + [self.next_timer(), deadline]
+            moments = [deadline, *[follower.deadline for follower in self._followers]]
+            if self._timers:
+                with self._lock:
+                    moments.append(self.next_timer())
             until = min((moment for moment in moments if moment is not None), default=None)
         timeout_s = None if until is None else max(0.0, until - now)
         self._executor.poll(timeout_s, may_jump=not self._helping, patient=patient and not self._followers)
-        if self._timers or self._followers:
+        if self._timers:
             with self._lock:
                 self.run_timers()
-                self._wake_followers()
+        self._wake_followers()
         return True
 
     def _leave(self) -> None:
@@ -227,19 +229,17 @@ class Waiting:
         self._lead_lock.release()
         if self._resting:
             self._unpark.set()
-        if self._followers:
-            with self._lock:
-                # Whoever polled last may have ended their jobs too; only one that still waits can lead.
-                self._wake_followers()
-                if self._followers:
-                    self._followers.pop(0).wake()
+        # Whoever polled last may have ended their jobs too; only one that still waits can lead.
+        self._wake_followers()
+        follower = next(iter(self._followers), None)
+        if follower is not None:
+            self._wake(follower)
 
     def _follow(self, done: Callable[[], bool], deadline: float | None) -> None:
         follower = _Follower(done, deadline)
-        with self._lock:
-            self._followers.append(follower)
-            if self._executor.patient:
-                self._executor.interrupt()
+        self._followers.append(follower)
+        if self._executor.patient:
+            self._executor.interrupt()
         try:
             self.handlers.wake_by(follower.wake)
             # A leader that left before we stood in the list saw nobody to hand the lead to, and one that ended our
@@ -251,16 +251,20 @@ class Waiting:
                 follower.ticket.acquire(timeout=timeout)
         finally:
             self.handlers.wake_by(None)
-            with self._lock:
-                if follower in self._followers:
-                    self._followers.remove(follower)
+            self._wake(follower)
 
     def _wake_followers(self) -> None:
-        now = self._clock.monotonic()
         for follower in self._followers[:]:
-            if follower.done() or (follower.deadline is not None and now >= follower.deadline):
-                self._followers.remove(follower)
-                follower.wake()
+            if follower.done() or (follower.deadline is not None and self._clock.monotonic() >= follower.deadline):
+                self._wake(follower)
+
+    def _wake(self, follower: _Follower) -> None:
+        # Without the engine's lock, which others hold while they read and write: each step here is one of a list's.
+        try:
+            self._followers.remove(follower)
+        except ValueError:
+            pass  # somebody has just done this
+        follower.wake()
 
     # --- the helper ---------------------------------------------------------------------------------------------------
 
@@ -318,9 +322,7 @@ class Waiting:
         self.closed = True
         self._unpark.set()
         self._executor.interrupt()
-        with self._lock:
-            for follower in self._followers:
-                follower.wake()
-            self._followers.clear()
+        for follower in self._followers[:]:
+            self._wake(follower)
         if self._helper is not None and self._helper is not threading.current_thread():
             self._helper.join(5.0)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from typing import Final
 
 
+FINAL: Final = (DONE, ERROR, KILLED, STALLED)
+"""Codes of states that no job leaves."""
+
+
 class Wait:
     """How far a wait for jobs has come; looks at each job once."""
 

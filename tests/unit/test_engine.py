@@ -17,6 +17,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.base import AHEAD_S
 from cloud.engine.store.base import Batch, Watch, Watches
 from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.engine.watching import on_each_final, when_final
 from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
 from cloud.jobs import (
     DEFAULT_OPTIONS,
@@ -679,7 +680,7 @@ def test_one_failure_among_several_dependencies_stalls_once(house: House) -> Non
     jids = house.map(3)
     dependant = house.call(depends_on=jids)
     told: list[tuple[int, int, int]] = []
-    house.engine.on_each_final((dependant,), lambda *run: told.append(run))
+    on_each_final(house.engine, (dependant,), lambda *run: told.append(run))
     house.run(jids[1], RAISED)
     assert house.status(dependant) == STALLED
     house.run(jids[0], RAISED)
@@ -902,26 +903,26 @@ def test_outcomes_are_those_of_the_items_asked_for(data: st.DataObject) -> None:
 def test_when_final_tells_once_all_have_ended(house: House) -> None:
     jids = house.map(3)
     told: list[str] = []
-    house.engine.when_final(jids, lambda: told.append("all"))
-    house.engine.when_final([jids[0], jids[0]], lambda: told.append("first"))
+    when_final(house.engine, jids, lambda: told.append("all"))
+    when_final(house.engine, [jids[0], jids[0]], lambda: told.append("first"))
     for number, expected in enumerate((["first"], ["first"], ["first", "all"])):
         house.run(jids[number], RAISED if number == 1 else None)
         assert told == expected
-    house.engine.when_final(jids, lambda: told.append("at once"))
+    when_final(house.engine, jids, lambda: told.append("at once"))
     assert told[2:] == ["at once"]
 
 
 def test_when_final_may_end_at_the_first_failure(house: House) -> None:
     jids = house.map(3)
     told: list[str] = []
-    house.engine.when_final(jids, lambda: told.append("x"), stop_on_error=True)
+    when_final(house.engine, jids, lambda: told.append("x"), stop_on_error=True)
     house.run(jids[0])
     assert told == []
     house.run(jids[1], RAISED)
     assert told == ["x"]
     house.run(jids[2], RAISED)
     assert told == ["x"]
-    house.engine.when_final(jids, lambda: told.append("at once"), stop_on_error=True)
+    when_final(house.engine, jids, lambda: told.append("at once"), stop_on_error=True)
     assert told == ["x", "at once"]
 
 
@@ -931,7 +932,7 @@ def test_when_final_that_is_called_off_tells_nothing_and_leaves_nothing(house: H
     told: list[str] = []
     for _ in range(3):
         for each in (jids, jids[:1]):
-            house.engine.when_final(each, lambda: told.append("x"))()
+            when_final(house.engine, each, lambda: told.append("x"))()
     assert not batch.watches
     house.run(jids[0])
     house.run(jids[1])
@@ -941,7 +942,7 @@ def test_when_final_that_is_called_off_tells_nothing_and_leaves_nothing(house: H
 def test_calling_off_what_has_told_does_nothing(house: House) -> None:
     jid = house.call()
     told: list[str] = []
-    call_off = house.engine.when_final((jid,), lambda: told.append("x"))
+    call_off = when_final(house.engine, (jid,), lambda: told.append("x"))
     house.run(jid)
     call_off()
     assert told == ["x"]
@@ -951,7 +952,7 @@ def test_on_each_final_tells_of_the_past_and_of_the_future(house: House) -> None
     jids = house.map(4)
     house.engine.cancel(jids[:2])
     told: list[tuple[int, int, int]] = []
-    house.engine.on_each_final(jids, lambda *run: told.append(run))
+    on_each_final(house.engine, jids, lambda *run: told.append(run))
     assert told == [(jids[0], 2, KILLED)]
     house.run(jids[3], RAISED)
     house.run(jids[2])
@@ -961,7 +962,7 @@ def test_on_each_final_tells_of_the_past_and_of_the_future(house: House) -> None
 def test_those_who_wait_are_told_of_a_job_once(house: House) -> None:
     jid = house.call(retries=1, retry_delay_s=0.0)
     told: list[Any] = []
-    house.engine.on_each_final((jid,), lambda *run: told.append(run))
+    on_each_final(house.engine, (jid,), lambda *run: told.append(run))
     house.run(jid, RAISED)
     house.pass_time(0.001)
     house.start(jid)

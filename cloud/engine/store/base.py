@@ -411,6 +411,10 @@ class Store(ABC):
     def delete(self, batch: Batch, start: int, stop: int) -> None:
         """Forget finished jobs. The batch goes when all its jobs are forgotten."""
 
+    def find_call(self, jid: int) -> Batch | None:
+        """The batch of one call where that is one step, without the lock; None if it is not: see ``runs``."""
+        return None
+
     def forget_call(self, jid: int) -> bool:
         """Forget a finished call where that is one step, without the lock; False if it is not: ``delete`` it."""
         return False

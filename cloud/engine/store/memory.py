@@ -110,6 +110,9 @@ class MemoryStore(Store):
         del self._maps[batch.jid0]
         del self._firsts[bisect_right(self._firsts, batch.jid0) - 1]
 
+    def find_call(self, jid: int) -> Batch | None:
+        return self._calls.get(jid)
+
     def forget_call(self, jid: int) -> bool:
         return self._calls.pop(jid, None) is not None
 
