@@ -10,7 +10,7 @@ MODULE_LINES = 400
 # The two state machines, the store that has a method for each of their changes, and a table: each is one noun, and
 # easier to check in one place.
 LARGER = {
-    "cloud.engine.engine": 620,
+    "cloud.engine.engine": 580,
     "cloud.engine.executor.processes": 560,
     "cloud.engine.store.sqlite": 460,
     "cloud.wire": 650,

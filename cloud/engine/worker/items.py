@@ -1,14 +1,17 @@
-"""The record of a run of a batch's items: small ones share it, and the others have their times in it."""
+"""Items of a batch: what calls the function with one, and the record that small ones share."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from itertools import starmap
 
+from cloud.engine import channel as ch
 from cloud.engine.worker.run import max_rss_kb, usage
 from cloud.jobs import DONE, ITEM_TIMES, PACKED, STDERR, STDOUT, TIMES, pack_outcome, pack_value
 from cloud.serialization import pickling
+from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +20,34 @@ if TYPE_CHECKING:
 
 _LOOK_S: Final = 0.001
 """Time of day and processor time are looked up no more often: that takes longer than a small item does."""
+
+
+def caller(
+    function: Callable[..., Any], kind: int, namespace: Namespace, dirty: list[bool], path: list[str]
+) -> Callable[[Any], Any]:
+    """What calls a function with the arguments of an item as they were sent in a chunk of this kind.
+
+    Args:
+        function: The user's.
+        kind: Of the chunk.
+        namespace: The program's ``__main__``.
+        dirty: See ``Surroundings``; set when an item changed the import path, which leaves no note by itself.
+        path: That of the submission.
+    """
+
+    def call_spread(item: tuple[Any, ...]) -> Any:
+        return function(*item)
+
+    def call_loaded(item: bytes) -> Any:
+        args, kwargs = pickling.loads(item, namespace)
+        value = function(*args, **kwargs)
+        if sys.path != path:
+            dirty[0] = True  # the next call may be somebody else's
+        return value
+
+    if kind == ch.ATOMS_CHUNK:
+        return function
+    return call_spread if kind == ch.TUPLES_CHUNK else call_loaded
 
 
 class ItemRecord:

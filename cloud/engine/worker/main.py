@@ -19,7 +19,7 @@ from cloud.engine import channel as ch
 from cloud.engine.ring import RING_BYTES
 from cloud.engine.signals import signal
 from cloud.engine.worker.capture import Capture
-from cloud.engine.worker.items import ItemRecord
+from cloud.engine.worker.items import ItemRecord, caller
 from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
@@ -296,11 +296,9 @@ class Worker:
     def _many(self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int) -> None:
         """Run items with as little as possible between them; those whose values are immutable share a record."""
         slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
-        loads, namespace, cpu_clock = pickling.loads, self.namespace, time.process_time
-        single, tuples = kind == ch.ATOMS_CHUNK, kind == ch.TUPLES_CHUNK
-        current, limit, small_s = ch.CURRENT, ch.LIMIT, _SMALL_S
+        current, limit, small_s, cpu_clock = ch.CURRENT, ch.LIMIT, _SMALL_S, time.process_time
         raw, unlimited = self._raw, ch.LIMIT_TOP
-        path = self._surroundings.path
+        call = caller(function, kind, self.namespace, dirty, self._surroundings.path)
         prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
         record, is_silent = self._items, self._capture.is_silent
         values, note = record.values, record.note
@@ -312,26 +310,18 @@ class Worker:
             if not raw[unlimited] and here >= slots[limit]:
                 break
             try:
-                if single:
-                    value = function(item)
-                elif tuples:
-                    value = function(*item)
-                else:
-                    args, kwargs = loads(item, namespace)
-                    value = function(*args, **kwargs)
-                    if sys.path != path:
-                        dirty[0] = True  # a list leaves no note; the next call may be somebody else's
+                value = call(item)
             except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
                 ended: tuple[Any, BaseException | None] = None, exc
                 now = clock()
             else:
                 now = clock()
+                if now < soon and (type(value) is usual or type(value) in atoms) and not dirty[0]:
+                    values.append(value)
+                    last = now
+                    continue
                 type_ = type(value)
-                if (type_ is usual or type_ in atoms) and not dirty[0]:
-                    if now < soon:
-                        values.append(value)
-                        last = now
-                        continue
+                if type_ in atoms and not dirty[0]:
                     small = now - last < small_s
                     if small or is_silent() or not record.has_printed():
                         if not small:
@@ -352,7 +342,7 @@ class Worker:
             self._pack_items(last, take_output=False)
             outcome = pack_ended(
                 ended,
-                Call(_no_load, namespace),
+                Call(_no_load, self.namespace),
                 (self.pid, time.time() - (now - last), now - last, *record.usage_of_last(last)),
                 record.output_of_last,
                 self.settings["max_transmit_bytes"],
@@ -450,7 +440,7 @@ def _inside_job(frame: FrameType | None) -> bool:
     return False
 
 
-_CALLERS: Final = frozenset({"run_call", "_many", "_profiled", "load"})
+_CALLERS: Final = frozenset({"run_call", "_many", "call_spread", "call_loaded", "_profiled", "load"})
 _OWN_FILES: Final = frozenset(
     {
         __file__,
