@@ -23,7 +23,8 @@ class Leaks:
     """The difference between two looks at this process and what it started."""
 
     def __init__(self) -> None:
-        self._processes = set(_processes())
+        # All there are: to ask each whose it is takes some milliseconds, and every test begins with this.
+        self._pids = _pids()
         self._threads = set(_threads())
         self._descriptors = _descriptors()
         self._entries = set(_entries())
@@ -31,7 +32,7 @@ class Leaks:
     def found(self) -> list[str]:
         """Describe what has come since and is still there, one line each; look once."""
         return [
-            *(f"process {pid}: {what}" for pid, what in _processes().items() if pid not in self._processes),
+            *(f"process {pid}: {what}" for pid, what in _processes(self._pids).items()),
             *(f"thread {name}" for ident, name in _threads().items() if ident not in self._threads),
             *self._new_descriptors(),
             *(f"temporary file {name}" for name in _entries() if name not in self._entries),
@@ -47,12 +48,11 @@ class Leaks:
 
     def end_processes(self) -> None:
         """Kill the processes that have come since, so that the next test starts clean."""
-        for pid in _processes():
-            if pid not in self._processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process = psutil.Process(pid)
-                    process.kill()
-                    process.wait(timeout=5)
+        for pid in _processes(self._pids):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                process.kill()
+                process.wait(timeout=5)
 
     def _new_descriptors(self) -> list[str]:
         now = _descriptors()
@@ -65,21 +65,26 @@ SHARED: set[int] = set()
 """Processes that several tests use, such as servers: they, and what they start, are no leaks."""
 
 
-def _processes() -> dict[int, str]:
-    found = {process.pid: process for process in psutil.Process().children(recursive=True)}
-    for pid in SHARED:
+def _pids() -> set[int]:
+    if os.path.isdir("/proc"):
+        return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+    return set(psutil.pids())
+
+
+def _processes(besides: set[int]) -> dict[int, str]:
+    """Those of this run, described, that are not among the others."""
+    found = {}
+    for pid in _pids() - besides:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-                found.pop(process.pid, None)
-    for pid in _marked():
-        if pid not in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found[pid] = psutil.Process(pid)
-    described = {}
-    for pid, process in found.items():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            described[pid] = _described(process)
-    return described
+            process = psutil.Process(pid)
+            if _is_marked(pid) or _is_ours(process):
+                found[pid] = _described(process)
+    return found
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    line = {process.pid, *(parent.pid for parent in process.parents())}
+    return os.getpid() in line and not line & SHARED
 
 
 def _described(process: psutil.Process) -> str:
@@ -88,19 +93,14 @@ def _described(process: psutil.Process) -> str:
     return process.status()
 
 
-def _marked() -> list[int]:
+def _is_marked(pid: int) -> bool:
     # Only Linux shows the environment of a process that is no child of ours.
     mark = os.environ.get(MARK)
     if mark is None:
-        return []
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if name.isdecimal() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb", buffering=0) as environ:
-                if wanted in environ.read():
-                    found.append(int(name))
-    return found
+        return False
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as environ:
+        return f"{MARK}={mark}".encode() in environ.read()
+    return False
 
 
 def _threads() -> dict[int | None, str]:
