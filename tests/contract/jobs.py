@@ -230,3 +230,18 @@ def descend(n: int = 0) -> tuple[int, str]:
     except UnsupportedOperation as exc:
         return n, str(exc)
     return cloud.result(jid)  # type: ignore[no-any-return]
+
+
+def ends_after_work(n: int) -> float:
+    """Works for a millisecond; the moment at which it ended."""
+    until = time.perf_counter() + 0.001
+    while time.perf_counter() < until:
+        pass
+    return time.monotonic()
+
+
+def fibonacci(n: int) -> int:
+    """By two jobs of its own for each number above 1."""
+    import cloud
+
+    return n if n < 2 else sum(cloud.result(cloud.map(fibonacci, [n - 1, n - 2])))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +38,20 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.functions import Function, FunctionCache
+from tests.contract.executor_jobs import (
+    Buffer,
+    add,
+    end_process,
+    fail,
+    fail_until,
+    finally_note,
+    ignore_kill,
+    note_and_sleep,
+    plus_one,
+    print_and_hold,
+    show,
+    when,
+)
 from tests.contract.jobs import Gate, eventually, note, notes
 
 SOON_S: Final = 20.0
@@ -60,16 +72,6 @@ EXECUTORS: Final[dict[str, Callable[[int], tuple[Executor, Clock]]]] = {
 }
 OWN_PROCESS: Final = ("processes",)
 """Those whose jobs may end the process they run in, and ignore being killed."""
-
-
-class Buffer:
-    """Travels beside the pickle if it is large."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = bytes(data)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Buffer, (pickle.PickleBuffer(self.data),)
 
 
 class House:
@@ -155,69 +157,6 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path)
     yield gate
     gate.open()
-
-
-# --- jobs -------------------------------------------------------------------------------------------------------------
-
-
-def plus_one(x: int) -> int:
-    return x + 1
-
-
-def add(x: int, y: int) -> int:
-    return x + y
-
-
-def when(sleep_s: float) -> tuple[float, float]:
-    began = time.time()
-    time.sleep(sleep_s)
-    return began, time.time()
-
-
-def fail(text: str) -> None:
-    raise ValueError(text)
-
-
-def fail_until(path: str, n: int) -> int:
-    note(path, "tried")
-    if len(notes(path)) < n:
-        raise ValueError("not yet")
-    return len(notes(path))
-
-
-def show(text: str) -> None:
-    print(text)
-    print(text.upper(), file=sys.stderr)
-
-
-def note_and_sleep(path: str, s: float) -> None:
-    note(path, "begun")
-    time.sleep(s)
-    note(path, "ended")
-
-
-def finally_note(path: str) -> None:
-    note(path, "begun")
-    try:
-        time.sleep(3600)
-    finally:
-        note(path, "finally")
-
-
-def end_process(path: str) -> int:
-    note(path, "begun")
-    if len(notes(path)) < 2:
-        os.kill(os.getpid(), 9)
-    return len(notes(path))
-
-
-def ignore_kill(path: str) -> None:
-    note(path, "begun")
-    while True:
-        try:
-            time.sleep(3600)
-        except BaseException:
-            pass
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -385,11 +324,6 @@ def test_what_runs_is_told(one: House, gate: Gate) -> None:
     with one.engine.lock:
         assert one.executor.running() == one.executor.held() == []
         assert not one.executor.busy
-
-
-def print_and_hold(gate: Gate, text: str) -> None:
-    print(text, flush=True)
-    gate.hold()
 
 
 def test_a_running_job_is_described_as_it_runs(one: House, gate: Gate) -> None:

@@ -53,14 +53,8 @@ def test_both_namespaces_are_the_engine_around_the_job(api: ModuleType) -> None:
     assert api.result([2, 3]) == [9, 16]
 
 
-def fibonacci(n: int) -> int:
-    if n < 2:
-        return n
-    return sum(cloud.result(cloud.map(fibonacci, [n - 1, n - 2])))
-
-
 def test_recursion(api: ModuleType, two_slots: None) -> None:
-    assert api.result(api.call(fibonacci, 6)) == 8
+    assert api.result(api.call(jobs.fibonacci, 6)) == 8
 
 
 def test_a_hundred_deep_and_not_one_more(api: ModuleType, two_slots: None) -> None:

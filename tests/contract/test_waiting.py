@@ -17,7 +17,7 @@ import pytest
 from cloud.errors import CloudTimeoutError, JobFailed, JobKilled
 from tests import sample_functions as sample
 from tests.contract.conftest import CHILDREN_ONLY, beginning
-from tests.contract.jobs import Gate, eventually, note, notes
+from tests.contract.jobs import Gate, ends_after_work, eventually, note, notes
 from tests.scripts import ScriptRunner
 
 WAITS: dict[str, Callable[..., Any]] = {
@@ -384,14 +384,6 @@ def test_ctrl_c_interrupts_the_wait_and_leaves_the_jobs(run_script: ScriptRunner
 # --- one that waits for all of a map is patient; nobody else has to be ------------------------------------------------
 
 
-def _ends(n: int) -> float:
-    """Works for a millisecond; the moment at which it ended."""
-    until = time.perf_counter() + 0.001
-    while time.perf_counter() < until:
-        pass
-    return time.monotonic()
-
-
 @pytest.fixture
 def waiter(api: ModuleType) -> Iterator[Callable[[range], Future[Any]]]:
     """Starts a thread that waits for all jobs of a map, and gives its result."""
@@ -403,8 +395,8 @@ def waiter(api: ModuleType) -> Iterator[Callable[[range], Future[Any]]]:
 def test_who_asks_sees_what_has_ended_while_another_waits_for_all(
     api: ModuleType, waiter: Callable[[range], Future[Any]]
 ) -> None:
-    api.result(api.map(_ends, range(20)))
-    jids = api.map(_ends, range(1000))
+    api.result(api.map(ends_after_work, range(20)))
+    jids = api.map(ends_after_work, range(1000))
     waiting = waiter(jids)
     seen = []
     while not waiting.done():
@@ -424,9 +416,9 @@ def test_who_asks_sees_what_has_ended_while_another_waits_for_all(
 def test_callbacks_are_called_at_once_while_another_waits_for_all(
     api: ModuleType, waiter: Callable[[range], Future[Any]]
 ) -> None:
-    api.result(api.map(_ends, range(20)))
+    api.result(api.map(ends_after_work, range(20)))
     called: list[float] = []
-    jids = api.map(_ends, range(600), _callback=lambda jid: called.append(time.monotonic()))
+    jids = api.map(ends_after_work, range(600), _callback=lambda jid: called.append(time.monotonic()))
     ends = waiter(jids).result(60)
     assert eventually(lambda: len(called) == len(jids))
     assert sorted(moment - end for moment, end in zip(sorted(called), sorted(ends), strict=True))[150] < 0.02
@@ -434,10 +426,10 @@ def test_callbacks_are_called_at_once_while_another_waits_for_all(
 
 @CHILDREN_ONLY
 def test_the_first_part_of_a_map_is_not_waited_for_patiently(api: ModuleType) -> None:
-    api.result(api.map(_ends, range(20)))
+    api.result(api.map(ends_after_work, range(20)))
     late_s = []
     for _ in range(5):
-        jids = api.map(_ends, range(400))
+        jids = api.map(ends_after_work, range(400))
         ends = api.result(jids[:150])
         late_s.append(time.monotonic() - max(ends))
         api.kill(jids)
@@ -512,11 +504,11 @@ def test_the_first_failure_ends_a_wait_for_all(api: ModuleType) -> None:
     def one_fails(n: int) -> float:
         if n == 300:
             raise ValueError(str(time.monotonic()))
-        return _ends(n)
+        return ends_after_work(n)
 
     late_s = []
     for _ in range(5):
-        api.result(api.map(_ends, range(20)))
+        api.result(api.map(ends_after_work, range(20)))
         jids = api.map(one_fails, range(1000))
         with pytest.raises(JobFailed) as caught:
             api.result(jids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import pytest
 import cloud
 import cloud.joblib
 from cloud.pool import Pool
+from tests.dropin.pool_functions import square
+from tests.dropin.program_functions import bell, log_probability, rosenbrock
 
 numpy = pytest.importorskip("numpy")
 
@@ -36,22 +37,6 @@ def executor(home: Path) -> Iterator[cloud.Executor]:
 def mapper(request: pytest.FixtureRequest) -> Any:
     """``map`` of each in turn."""
     return request.getfixturevalue(request.param.lower()).map
-
-
-def rosenbrock(x: Any) -> float:
-    return float(sum(100.0 * (x[1:] - x[:-1] ** 2.0) ** 2.0 + (1 - x[:-1]) ** 2.0))
-
-
-def bell(x: float) -> float:
-    return math.exp(-x * x)
-
-
-def log_probability(x: Any) -> float:
-    return float(-0.5 * numpy.sum(x**2))
-
-
-def slow_square(x: int) -> int:
-    return x * x
 
 
 # --- scipy ------------------------------------------------------------------------------------------------------------
@@ -157,7 +142,7 @@ def test_parallel_estimators_in_a_parallel_search(on_cloud: Any) -> None:
 def test_tqdm_over_imap_unordered(pool: Pool) -> None:
     tqdm = pytest.importorskip("tqdm")
     shown = io.StringIO()
-    results = tqdm.tqdm(pool.imap_unordered(slow_square, range(300), chunksize=7), total=300, file=shown)
+    results = tqdm.tqdm(pool.imap_unordered(square, range(300), chunksize=7), total=300, file=shown)
     assert sorted(results) == [x * x for x in range(300)]
     assert "300/300" in shown.getvalue()
 
@@ -167,7 +152,7 @@ def test_tqdm_over_as_completed(executor: cloud.Executor) -> None:
 
     tqdm = pytest.importorskip("tqdm")
     shown = io.StringIO()
-    pending = [executor.submit(slow_square, x) for x in range(100)]
+    pending = [executor.submit(square, x) for x in range(100)]
     values = [future.result() for future in tqdm.tqdm(as_completed(pending), total=100, file=shown)]
     assert sorted(values) == [x * x for x in range(100)]
     assert "100/100" in shown.getvalue()
