@@ -15,6 +15,7 @@ Lock order: lead, then the engine's lock. ``poll`` runs without the engine's loc
 from __future__ import annotations
 
 import heapq
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _HELP_AFTER_S: Final = 0.004
+_AFTER_ERROR_S: Final = 1.0
 _LOOK_S: Final = 0.006
 """While threads lead for shorter than this, the helper looks so often, rather than be woken by each that leaves."""
 
@@ -278,31 +280,40 @@ class Waiting:
 
     def _help(self) -> None:
         while not self.closed:
-            if not self._busy() and not self._timers:
-                self._unpark.clear()
-                self._parked.set()
-                if not self._busy() and not self._timers and not self.closed:
-                    self._unpark.wait()
-                self._unpark.clear()
-                self._parked.clear()
-                continue
-            now = time.monotonic()
-            if self._lead_lock.locked():
-                if max(self._led_s, now - self._led_from) >= _LOOK_S:
-                    self._rest()
-                else:
-                    self._pause(_LOOK_S)
-            elif self._led_at + _HELP_AFTER_S > now:
-                self._pause(self._led_at + _HELP_AFTER_S - now)
-            elif self._lead_lock.acquire(blocking=False):
-                try:
-                    self._helping = True
-                    self._look_first()
-                    while (self._busy() or self._timers) and not self._give_way and not self.closed:
-                        self._step(None)
-                finally:
-                    self._helping = self._give_way = False
-                    self._leave()
+            try:
+                self._help_on()
+            except Exception:  # noqa: BLE001 - a defect of ours, in one event
+                # Told as the end of this thread would be; but nobody else would poll for those who do not wait.
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+                self._pause(_AFTER_ERROR_S)
+
+    def _help_on(self) -> None:
+        """Sleep while there is nothing to do or somebody leads, or lead until somebody waits."""
+        if not self._busy() and not self._timers:
+            self._unpark.clear()
+            self._parked.set()
+            if not self._busy() and not self._timers and not self.closed:
+                self._unpark.wait()
+            self._unpark.clear()
+            self._parked.clear()
+            return
+        now = time.monotonic()
+        if self._lead_lock.locked():
+            if max(self._led_s, now - self._led_from) >= _LOOK_S:
+                self._rest()
+            else:
+                self._pause(_LOOK_S)
+        elif self._led_at + _HELP_AFTER_S > now:
+            self._pause(self._led_at + _HELP_AFTER_S - now)
+        elif self._lead_lock.acquire(blocking=False):
+            try:
+                self._helping = True
+                self._look_first()
+                while (self._busy() or self._timers) and not self._give_way and not self.closed:
+                    self._step(None)
+            finally:
+                self._helping = self._give_way = False
+                self._leave()
 
     def _pause(self, seconds: float) -> None:
         self._unpark.clear()  # one that left as we stopped resting may have set it

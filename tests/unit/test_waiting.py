@@ -429,6 +429,26 @@ def test_the_helper_polls_when_nobody_waits(house: House) -> None:
     assert set(house.toy.led_by) == {"cloud-helper"}
 
 
+def test_the_helper_tells_of_an_error_and_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    seen = threading.Event()
+    monkeypatch.setattr("cloud.engine.waiting._AFTER_ERROR_S", 0.01)
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    house.busy = True
+    house.waiting.need_helper()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    house.toy.post(fail)
+    until(lambda: len(told) == 1)
+    house.toy.post(seen.set)
+    assert seen.wait(SOON_S)
+    assert [each.exc_type for each in told] == [ZeroDivisionError]
+    assert told[0].thread.name == "cloud-helper"
+    house.busy = False
+
+
 def test_the_helper_gives_way_to_one_that_waits(house: House) -> None:
     house.busy = True
     house.waiting.need_helper()
