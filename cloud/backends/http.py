@@ -13,6 +13,7 @@ from functools import cache
 from cloud.backends.remote import RemoteBackend, raise_remote
 from cloud.backends.transport import Transport
 from cloud.configuration import Settings
+from cloud.engine.worker.surroundings import log_level
 from cloud.errors import BackendClosed, BackendError, CloudException, ConfigurationError
 from cloud.jobs import JobOptions
 from cloud.serialization import pickling
@@ -118,8 +119,7 @@ class HttpBackend(RemoteBackend):
         }
 
     def _surroundings(self) -> bytes:
-        logging = sys.modules.get("logging")
-        level = None if logging is None else logging.root.level
+        level = log_level()
         if not self._context or level != self._level:
             self._context, self._level = pickling.dumps_plain((None, "", {}, level)), level
         return self._context

@@ -550,7 +550,7 @@ class Engine(Source):
         if stop_on_error:
             self._drive_to_failure(wait, deadline)
         else:
-            self.waiting.drive(wait.done, deadline, patient=self.durable is None and wait.is_to_the_end())
+            self._drive_to_end(wait, deadline)
         with self.lock:
             return None if wait.failed else wait.unfinished()
 
@@ -576,13 +576,20 @@ class Engine(Source):
                 # One may have failed since the last look, when nobody kept a list of failures.
                 if wait.has_failed():
                     return
-            self.waiting.drive(wait.done, deadline, patient=self.durable is None and wait.is_to_the_end())
+            self._drive_to_end(wait, deadline)
         finally:
             if wait.failures is not None:
                 with self.changing:
                     self._n_watching_failures -= 1
                     if not self._n_watching_failures:
                         self._failures = []
+
+    def _drive_to_end(self, wait: Wait, deadline: float | None) -> None:
+        def done() -> bool:
+            with self.lock:  # whoever leads looks, too, and others change what it looks at
+                return wait.done()
+
+        self.waiting.drive(done, deadline, patient=self.durable is None and wait.is_to_the_end())
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""

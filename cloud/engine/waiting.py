@@ -126,7 +126,7 @@ class Waiting:
         """Block until ``done()`` or the deadline; poll meanwhile if nobody else does.
 
         Args:
-            done: Tells whether what is waited for is there.
+            done: Tells whether what is waited for is there. Other threads ask it too, without the engine's lock.
             deadline: A moment of the clock; None for none.
             patient: It comes with the last of many jobs, and failures count at once.
 
@@ -213,7 +213,7 @@ class Waiting:
             return False
         until = deadline
         if self._timers or self._followers:
-            moments = [deadline, *[follower.deadline for follower in self._followers]]
+            moments = [deadline, *[follower.deadline for follower in self._followers[:]]]
             if self._timers:
                 with self._lock:
                     moments.append(self.next_timer())
@@ -245,8 +245,8 @@ class Waiting:
         try:
             self.handlers.wake_by(follower.wake)
             # A leader that left before we stood in the list saw nobody to hand the lead to, and one that ended our
-            # jobs before saw nobody to wake.
-            if self._lead_lock.locked() and not (self.closed or self.handlers.waiting or done()):
+            # jobs before saw nobody to wake. The helper is not followed: it never lets a virtual clock jump.
+            if self._lead_lock.locked() and not (self._helping or self.closed or self.handlers.waiting or done()):
                 timeout = -1.0
                 if deadline is not None and not self._executor.simulated:
                     timeout = max(0.0, deadline - self._clock.monotonic())
@@ -305,11 +305,14 @@ class Waiting:
                 self._pause(_LOOK_S)
         elif self._led_at + _HELP_AFTER_S > now:
             self._pause(self._led_at + _HELP_AFTER_S - now)
-        elif self._lead_lock.acquire(blocking=False):
+        else:
+            self._helping = True  # before anybody can see that it leads
+            if not self._lead_lock.acquire(blocking=False):
+                self._helping = False
+                return
             try:
-                self._helping = True
                 self._look_first()
-                while (self._busy() or self._timers) and not self._give_way and not self.closed:
+                while (self._busy() or self._timers) and not (self._give_way or self._followers or self.closed):
                     self._step(None)
             finally:
                 self._helping = self._give_way = False

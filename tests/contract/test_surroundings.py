@@ -79,6 +79,35 @@ def test_what_a_job_changes_is_put_back(api: ModuleType, one_slot: None, tmp_pat
     assert (look(), os.environ["HOME"], list(sys.path)) == before
 
 
+@CHILDREN_ONLY
+def test_an_environment_that_a_job_puts_in_place_of_its_own_goes(api: ModuleType, one_slot: None) -> None:
+    def replace() -> None:
+        os.environ = {**os.environ, "SEEN": "replaced"}  # type: ignore[assignment]  # noqa: B003
+        print("A look at what has changed follows.")
+
+    before = look()
+    api.result(api.call(replace))
+    assert api.result(api.call(look)) == before
+
+
+@CHILDREN_ONLY
+def test_a_directory_that_was_away_is_gone_into_again(
+    api: ModuleType, one_slot: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, away = tmp_path / "here", tmp_path / "away"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def leave() -> None:
+        os.chdir(tmp_path)
+        here.rename(away)
+
+    api.result(api.call(leave))
+    away.rename(here)
+    api.result(api.call(print, "A look at what has changed follows."))
+    assert api.result(api.call(os.getcwd)) == str(here)
+
+
 @EMBEDDED_ONLY
 def test_a_job_that_fails_is_cleaned_up_after_too(api: ModuleType, one_slot: None) -> None:
     def fail() -> None:

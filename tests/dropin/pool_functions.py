@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from os import chdir
 from typing import Any
 
 from tests.integration.jobs import note
@@ -22,6 +23,11 @@ def square(x: int) -> int:
 def pid_after_a_while(_: Any = None) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def go_to_and_tell(folder: str) -> None:
+    chdir(folder)
+    print(f"now in {folder}")
 
 
 def start_all(pool: Any, n: int) -> None:

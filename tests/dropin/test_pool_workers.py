@@ -106,6 +106,14 @@ def test_what_an_initializer_changes_stays(tmp_path: Path, monkeypatch: pytest.M
     pool.join()
 
 
+def test_what_functions_bound_before_the_fork_change_is_put_back(tmp_path: Path) -> None:
+    with Pool(1, context=multiprocessing.get_context("fork")) as pool:
+        before = pool.apply(os.getcwd)
+        pool.apply(fn.go_to_and_tell, (str(tmp_path),))
+        assert pool.apply(os.getcwd) == before
+    pool.join()
+
+
 def test_where_an_initializer_sends_stdout_it_stays(tmp_path: Path) -> None:
     def redirect(path: str) -> None:
         sys.stdout = open(path, "w", encoding="utf-8")

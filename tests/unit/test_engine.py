@@ -17,6 +17,7 @@ from cloud.engine.engine import Engine
 from cloud.engine.executor.base import AHEAD_S
 from cloud.engine.store.base import Batch, Watch, Watches
 from cloud.engine.store.memory import JidSource, MemoryStore
+from cloud.engine.waits import Wait
 from cloud.engine.watching import on_each_final, when_final
 from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
 from cloud.jobs import (
@@ -1028,6 +1029,25 @@ def test_many_who_wait_for_one_item_each_cost_no_more_than_themselves(house: Hou
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_on_error", [False, True])
+def test_a_wait_for_many_is_looked_at_under_the_lock(
+    house: House, monkeypatch: pytest.MonkeyPatch, stop_on_error: bool
+) -> None:
+    # Whoever leads looks at those of others, and jobs change state in steps.
+    owned: list[bool] = []
+    done = Wait.done
+
+    def look(wait: Wait) -> bool:
+        owned.append(house.engine.lock._is_owned())  # type: ignore[attr-defined]
+        return done(wait)
+
+    monkeypatch.setattr(Wait, "done", look)
+    jids = house.map(3)
+    assert house.engine.wait(jids, 0, stop_on_error=stop_on_error) == list(jids)
+    assert owned
+    assert all(owned)
 
 
 def test_wait_returns_what_has_not_ended(house: House) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cloud.engine.clock import RealClock
-from cloud.engine.waiting import Waiting
+from cloud.engine.waiting import Waiting, _Follower
 from cloud.errors import BackendClosed
 from tests.unit.fake_executor import ByHand
 
@@ -446,6 +446,26 @@ def test_the_helper_tells_of_an_error_and_goes_on(house: House, monkeypatch: pyt
     assert seen.wait(SOON_S)
     assert [each.exc_type for each in told] == [ZeroDivisionError]
     assert told[0].thread.name == "cloud-helper"
+    house.busy = False
+
+
+def test_the_helper_is_not_followed(house: House) -> None:
+    # It never lets a virtual clock jump: followers would wait for what only one of them could bring about.
+    house.busy = True
+    house.waiting.need_helper()
+    until(lambda: house.waiting._helping)
+    assert house.start("a", wait=lambda: house.waiting._follow(lambda: False, None) is None).result(SOON_S)
+    house.busy = False
+
+
+def test_the_helper_hands_the_lead_to_one_that_follows(house: House) -> None:
+    house.busy = True
+    house.waiting.need_helper()
+    until(lambda: house.waiting._helping)
+    follower = _Follower(lambda: False, None)
+    house.waiting._followers.append(follower)
+    house.toy.interrupt()
+    assert follower.ticket.acquire(timeout=SOON_S)
     house.busy = False
 
 

@@ -90,7 +90,9 @@ class Worker:
 
             self._limited = Limited(Limits(*confined["limits"]), confined["cgroup"], self._dirty)
             put_in_force(self._limited)
-        self._surroundings = Surroundings(self._dirty, settings["thread_defaults"], own=confined is not None)
+        self._surroundings = Surroundings(
+            self._dirty, settings["thread_defaults"], own=confined is not None, forked=inherited is not None
+        )
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._context = 0
         self._received = Received(self.namespace)

@@ -25,14 +25,14 @@ def snapshot() -> tuple[Any, ...]:
         server's worker, whose own surroundings all its jobs have, (None, "", {}, root logging level).
     """
     if _KEPT_TO:
-        return None, "", {}, _log_level()
-    return sys.path[:], current_directory(), dict(raw_environ()), _log_level()
+        return None, "", {}, log_level()
+    return sys.path[:], current_directory(), dict(raw_environ()), log_level()
 
 
 def unchanged_since(before: tuple[Any, ...]) -> bool:
     """True when ``snapshot()`` would equal an earlier one; made to be asked for every submission."""
     path, cwd, environ, level = before
-    return bool(sys.path == path and raw_environ() == environ and current_directory() == cwd and _log_level() == level)
+    return bool(sys.path == path and raw_environ() == environ and current_directory() == cwd and log_level() == level)
 
 
 def raw_environ() -> Any:
@@ -49,9 +49,11 @@ def current_directory() -> str:
         return ""
 
 
-def _log_level() -> int | None:
-    logging = sys.modules.get("logging")
-    return None if logging is None else logging.root.level
+def log_level() -> int | None:
+    """That of the root logger, if logging is imported."""
+    # Another thread may just be importing it.
+    root = getattr(sys.modules.get("logging"), "root", None)
+    return None if root is None else root.level
 
 
 def thread_defaults(n_cores: int, n_slots: int) -> dict[str, str]:
@@ -76,10 +78,13 @@ class Surroundings:
         dirty: A one-item list; set to True by any change that ``restore`` would undo.
         defaults: Environment variables set where a submission's environment lacks them.
         own: Jobs see this process's import path, directory and environment, not those of their submission.
+        forked: The program's own functions are here: what they were given before leaves no notes.
     """
 
-    def __init__(self, dirty: list[bool], defaults: dict[str, str], *, own: bool = False) -> None:
+    def __init__(self, dirty: list[bool], defaults: dict[str, str], *, own: bool = False, forked: bool = False) -> None:
         self._dirty = dirty
+        self._forked = forked
+        self._variables = os.environ
         self._defaults = _as_bytes(defaults)
         self.path: list[str] = sys.path[:]
         self._cwd = ""
@@ -180,12 +185,15 @@ class Surroundings:
     def keep(self) -> None:
         """What was changed since ``apply`` stays, for this worker's life: an initializer did it."""
         before, now = self._environ, dict(raw_environ())
+        if os.environ is not self._variables:
+            now = _as_bytes(dict(os.environ))  # what it put in the place of ours
         self._kept_environ = {name: now.get(name) for name in {*before, *now} if before.get(name) != now.get(name)}
         new = [each for each in sys.path if each not in self.path]
         self._kept_path = new, bool(new) and sys.path[0] in new
         cwd = current_directory()
         self._kept_cwd = cwd if cwd != self._cwd else ""
         self.path, self._environ, self._cwd = sys.path[:], now, cwd
+        self._restore_environ()
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._handlers.clear()
         self._changed = self._dirty[0] = False
@@ -194,18 +202,15 @@ class Surroundings:
         """Undo what a job changed."""
         if sys.path != self.path:
             sys.path[:] = self.path
-        if not self._changed:
+        if not (self._changed or self._forked or os.environ is not self._variables):
             return
-        if self._cwd:
+        moved = bool(self._cwd) and current_directory() != self._cwd
+        if moved:
             try:
-                moved = os.getcwd() != self._cwd
+                os.chdir(self._cwd)
+                moved = False
             except OSError:
-                moved = True
-            if moved:
-                try:
-                    os.chdir(self._cwd)
-                except OSError:
-                    pass  # removed meanwhile; the next job that needs it will say so
+                pass  # removed meanwhile; perhaps it is there again after the next job
         self._restore_environ()
         self._set_mask(signal.SIG_SETMASK, self._blocked)
         # An alarm left over would end the worker in the middle of another job.
@@ -215,9 +220,11 @@ class Surroundings:
             number, handler = self._handlers.popitem()
             if handler is not None:
                 self._set_handler(number, handler)
-        self._changed = False  # here: what puts things back leaves notes, too
+        self._changed = moved  # here: what puts things back leaves notes, too
 
     def _restore_environ(self) -> None:
+        if os.environ is not self._variables:
+            os.environ = self._variables  # noqa: B003 - a job put something else there
         now, wanted = raw_environ(), self._environ
         if now == wanted:
             return
