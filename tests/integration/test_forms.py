@@ -68,8 +68,9 @@ NO_GUARD = """
         raise AssertionError("no error")
     by_worker = {}
     for count, pid in cloud.result(cloud.map(lambda _: counted(), range(20))):
-        assert count == by_worker.get(pid, 0) + 1
-        by_worker[pid] = count
+        by_worker.setdefault(pid, []).append(count)
+    # Not in the order of the items: a worker may be given what was taken back from another.
+    assert all(sorted(counts) == list(range(1, len(counts) + 1)) for counts in by_worker.values()), by_worker
     assert CALLS == 0
     print("fine")
 """
