@@ -206,7 +206,7 @@ class Waiting:
         if self._executor.has_news:
             self._executor.poll(0.0, may_jump=False)
 
-    def _step(self, deadline: float | None, *, patient: bool = False) -> bool:
+    def _step(self, deadline: float | None, *, patient: bool = False, may_jump: bool = True) -> bool:
         """Poll once, at most until the deadline; False when that has passed."""
         now = self._clock.monotonic()
         if deadline is not None and now >= deadline:
@@ -219,7 +219,7 @@ class Waiting:
                     moments.append(self.next_timer())
             until = min((moment for moment in moments if moment is not None), default=None)
         timeout_s = None if until is None else max(0.0, until - now)
-        self._executor.poll(timeout_s, may_jump=not self._helping, patient=patient and not self._followers)
+        self._executor.poll(timeout_s, may_jump=may_jump, patient=patient and not self._followers)
         if self._timers:
             with self._lock:
                 self.run_timers()
@@ -313,7 +313,7 @@ class Waiting:
             try:
                 self._look_first()
                 while (self._busy() or self._timers) and not (self._give_way or self._followers or self.closed):
-                    self._step(None)
+                    self._step(None, may_jump=False)
             finally:
                 self._helping = self._give_way = False
                 self._leave()
