@@ -25,6 +25,7 @@ _SEPARATE_BYTES: Final = 1 << 16
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
 _VARARGS: Final = 4
+_VARKEYWORDS: Final = 8
 
 
 def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -41,16 +42,7 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         return
     if type(function) is not FunctionType:
         return
-    code = function.__code__
-    flags, n_positional = code.co_flags, code.co_argcount
-    defaults = function.__defaults__
-    required = n_positional - (len(defaults) if defaults else 0)
-    if (
-        not kwargs
-        and len(args) >= required
-        and (len(args) <= n_positional or flags & _VARARGS)
-        and not (code.co_kwonlyargcount and len(function.__kwdefaults__ or ()) < code.co_kwonlyargcount)
-    ):
+    if fits(function, len(args), kwargs):
         return
     import inspect
 
@@ -58,6 +50,28 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         inspect.Signature.from_callable(function, follow_wrapped=False).bind(*args, **kwargs)
     except TypeError as exc:
         raise TypeError(f"{function.__name__}() {exc}") from None
+
+
+def fits(function: FunctionType, n_args: int, kwargs: dict[str, Any]) -> bool:
+    """Whether a function takes so many arguments by position, and these by name."""
+    code, defaults = function.__code__, function.__defaults__
+    flags, n_positional = code.co_flags, code.co_argcount
+    n_required = n_positional - len(defaults) if defaults else n_positional
+    if n_args > n_positional and not flags & _VARARGS:
+        return False
+    if not (kwargs or code.co_kwonlyargcount):
+        return n_args >= n_required
+    n_unnamed = code.co_posonlyargcount
+    names = code.co_varnames[: n_positional + code.co_kwonlyargcount]
+    n_given = min(n_args, n_positional)
+    free, given = names[max(n_given, n_unnamed) :], names[n_unnamed:n_given]
+    own, any_name = function.__kwdefaults__ or {}, flags & _VARKEYWORDS
+    return (
+        n_given >= min(n_required, n_unnamed)
+        and all(name in free or (any_name and name not in given) for name in kwargs)
+        and all(name in kwargs for name in names[n_given:n_required])
+        and all(name in kwargs or name in own for name in names[n_positional:])
+    )
 
 
 def pickle_call(
@@ -71,8 +85,9 @@ def pickle_call(
     """
     share = namespace is None or namespace.shares
     try:
-        are_atoms = not kwargs and pickling.ATOMS.issuperset(map(type, args))
-        if are_atoms and not (share and args and max(map(getsizeof, args)) >= SHARE_BYTES):
+        values = (*args, *kwargs, *kwargs.values()) if kwargs else args
+        are_atoms = pickling.ATOMS.issuperset(map(type, values))
+        if are_atoms and not (share and values and max(map(getsizeof, values)) >= SHARE_BYTES):
             content = pickling.dumps_plain((args, kwargs))
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from _queue import SimpleQueue
 from collections.abc import Callable
+from types import FunctionType
 
+from cloud.client.arguments import fits
 from cloud.jobs import DONE
 from cloud.logs import logger
 
@@ -61,6 +63,8 @@ class Callbacks:
 
 
 def _takes_argument(callback: Callable[..., Any]) -> bool:
+    if type(callback) is FunctionType and not callback.__dict__:  # where a decorator tells of another's arguments
+        return fits(callback, 1, {})
     import inspect
 
     try:
