@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from cloud.serialization import pickling
 from cloud.serialization.facts import global_names, importable, imports_as, rebinds
@@ -42,26 +43,29 @@ class Function:
         payload: Opaque bytes.
         name: ``module.qualname``, for people.
         reusable: True when loading it once serves any number of calls: it captured nothing mutable.
-        mean_s: Mean runtime of its recent jobs in seconds, 0.0 while unknown.
     """
 
-    __slots__ = ("_origin", "_recent_n", "_recent_s", "mean_s", "name", "payload", "reusable", "token")
+    __slots__ = ("_mean_s", "_origin", "_recent_n", "_recent_s", "name", "payload", "reusable", "token")
 
     def __init__(self, payload: bytes, name: str, *, reusable: bool = False) -> None:
         self.token = next(_tokens)
         self.payload = payload
         self.name = name
         self.reusable = reusable
-        self.mean_s = 0.0
+        self._mean_s = 0.0
         self._recent_s = 0.0
         self._recent_n = 0.0
         self._origin: Function | None = None
 
+    @property
+    def mean_s(self) -> float:
+        """Mean runtime of its recent jobs in seconds, or of others of the same code; 0.0 while unknown."""
+        return self._mean_s or (0.0 if self._origin is None else self._origin._mean_s)
+
     def variant(self, payload: bytes, *, reusable: bool = False) -> Function:
         """The same code, perhaps with other values: its jobs may be expected to take as long, until it is known."""
         made = Function(payload, self.name, reusable=reusable)
-        made._origin = origin = self._origin or self
-        made.mean_s, made._recent_s, made._recent_n = origin.mean_s, origin._recent_s, origin._recent_n
+        made._origin = self._origin or self
         return made
 
     def took(self, runtime_s: float, n: int) -> None:
@@ -71,9 +75,11 @@ class Function:
         what a thousand others are like.
         """
         if self._origin is not None:
+            if not self._mean_s:
+                self._recent_s, self._recent_n = self._origin._recent_s, self._origin._recent_n
             self._origin.took(runtime_s, n)
         recent_s, recent_n = self._recent_s + runtime_s, self._recent_n + n
-        self.mean_s = recent_s / recent_n or 1e-7
+        self._mean_s = recent_s / recent_n or 1e-7
         if recent_s > _RECENT_S:
             recent_n *= _RECENT_S / recent_s
             recent_s = _RECENT_S
@@ -159,6 +165,7 @@ class FunctionCache:
         self._entries: dict[int, _Entry] = {}
         self._large: dict[int, tuple[Any, Sent, Function]] = {}
         self._large_globals: Any = None
+        self._origins: dict[int, tuple[Any, Function]] = {}
 
     def get(self, function: Callable[..., Any], namespace: Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
@@ -188,7 +195,7 @@ class FunctionCache:
                 watched = _watch_elsewhere(function, variables)
             elif function.__closure__ and rebinds(function.__code__):
                 reusable = False  # each job begins with the values that it was sent
-        made = Function(payload, function_name(function), reusable=reusable)
+        made = self._origin(function).variant(payload, reusable=reusable)
         if watched is not None:
             if len(self._entries) >= _MAX_KEPT:
                 self._entries.clear()
@@ -199,6 +206,25 @@ class FunctionCache:
                 self._large.pop(next(iter(self._large)))
             self._large[id(key)] = key, sent, made
         return made
+
+    def _origin(self, function: Any) -> Function:
+        """What knows how long jobs take that run the same code."""
+        code, name = _code_of(function), function_name(function)
+        known = self._origins.get(id(code))
+        if known is None or known[0] is not code or known[1].name != name:
+            if len(self._origins) >= _MAX_KEPT:
+                self._origins.clear()
+            known = self._origins[id(code)] = code, Function(b"", name)
+        return known[1]
+
+
+def _code_of(function: Any) -> Any:
+    """What runs when it is called, whatever it is bound to; the type of what has no code of its own."""
+    while type(function) is partial:
+        function = function.func
+    if type(function) is MethodType:
+        function = function.__func__
+    return function.__code__ if type(function) is FunctionType else type(function)
 
 
 def _values(function: FunctionType) -> Values:

@@ -127,7 +127,7 @@ class House:
 
     def known_runtime(self, runtime_s: float) -> None:
         """Have the engine know how long the function takes."""
-        self.function.mean_s = runtime_s
+        self.function._mean_s = runtime_s
 
 
 @pytest.fixture

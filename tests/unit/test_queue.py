@@ -21,13 +21,13 @@ _created = count(1)
 def call(environment: Environment | None, priority: int = 5, mean_s: float = 0.0) -> Batch:
     options = DEFAULT_OPTIONS if priority == 5 else JobOptions.from_dict({"priority": priority})
     function = Function(b"", "f")
-    function.mean_s = mean_s
+    function._mean_s = mean_s
     return Batch(next(_created), function, (1, b""), options, 0, float(next(_created)), b"x", environment)
 
 
 def of_map(environment: Environment | None, n: int, mean_s: float) -> Batch:
     function = Function(b"", "f")
-    function.mean_s = mean_s
+    function._mean_s = mean_s
     batch = Batch(next(_created), function, (1, b""), DEFAULT_OPTIONS, 0, float(next(_created)), None, environment)
     batch.chunks.append(Chunk(next(_created), 0, n, 0, b""))
     batch.n = n

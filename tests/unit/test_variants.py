@@ -8,6 +8,7 @@ import sys
 import threading
 import wsgiref
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -27,6 +28,16 @@ VALUES = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3).map(tuple
 COUNT = 0
 SCALE = 10
 LISTED = [1]
+
+
+class Counted:
+    """Has a method, and can be called."""
+
+    def count(self) -> int:
+        return 1
+
+    def __call__(self) -> int:
+        return 2
 
 
 def over(value: Any) -> Callable[[], Any]:
@@ -155,6 +166,30 @@ def test_jobs_of_variants_are_expected_to_take_as_long(cache: FunctionCache) -> 
     second = cache.get(over(2), None)
     second.took(0.25, 1)
     assert (first.mean_s, cache.get(over(3), None).mean_s) == (0.25, 0.25)
+
+
+def test_jobs_of_the_same_code_are_expected_to_take_as_long(cache: FunctionCache) -> None:
+    held: list[int] = []
+    kinds: list[Callable[[], Any]] = [
+        lambda: lambda: held,
+        lambda: partial(over(held), 1),
+        lambda: held.append,
+        lambda: Counted().count,
+        lambda: Counted(),
+    ]
+    for seconds, kind in enumerate(kinds, 1):
+        first = cache.get(kind(), None)
+        assert first.mean_s == 0.0
+        first.took(seconds, 1)
+        again = cache.get(kind(), None)
+        assert again is not first
+        assert (again.mean_s, again.name) == (seconds, first.name)
+
+
+def test_what_is_known_of_code_keeps_no_bytes_alive(cache: FunctionCache) -> None:
+    payload = cache.get(partial(print, [bytes(10_000)]), None).payload
+    assert len(payload) > 10_000
+    assert sys.getrefcount(payload) == 2
 
 
 # --- what else may differ ---------------------------------------------------------------------------------------------
