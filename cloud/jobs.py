@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 
 from cloud.errors import CloudException
 
@@ -121,6 +122,22 @@ def _plain(value: Any) -> Any:
 
 DEFAULT_OPTIONS: Final = JobOptions()
 
+_values_of: Final = attrgetter(*JobOptions.__slots__)
+_DEFAULTS: Final = _values_of(DEFAULT_OPTIONS)
+_LAST: Final = [(_DEFAULTS, DEFAULT_OPTIONS)]
+
+
+def _shared(options: JobOptions) -> JobOptions:
+    """One object for options that equal the defaults, or those before: calls with the same ones may share a batch."""
+    values = _values_of(options)
+    last_values, last = _LAST[0]
+    if values == last_values:
+        return last
+    if values == _DEFAULTS:
+        return DEFAULT_OPTIONS
+    _LAST[0] = values, options
+    return options
+
 
 _CORE_TYPES: Final = ("c1", "c2", "f2", "m1", "s1")
 
@@ -152,7 +169,7 @@ def split_options(kwargs: dict[str, Any], *, accept: frozenset[str]) -> tuple[Jo
             callbacks[name] = _callbacks(value)
         else:
             _RESERVED[name](options, name, value)
-    return options, callbacks
+    return _shared(options), callbacks
 
 
 def _callbacks(value: Any) -> list[Callable[..., Any]]:

@@ -14,7 +14,7 @@ from cloud.backends.base import Segment
 from cloud.backends.local import LocalBackend
 from cloud.engine.overview import describe
 from cloud.engine.store.base import Batch
-from cloud.engine.watching import when_final
+from cloud.engine.watching import finals, when_final
 from cloud.errors import BackendError, CloudException, JobNotFound
 from cloud.jobs import DONE, Jids, JobOptions, Outcome
 from cloud.serialization.functions import Function
@@ -306,10 +306,10 @@ class Requests:
         def answer() -> None:
             self._polls.pop(poll, None)
             released = self._released.pop(poll, False) is None
-            found = [run for known in runs for run in engine.finals(known)]
+            found = [run for known in runs for run in finals(engine, known)]
             self._answer(request, {"found": found, "gone": gone, "released": released or not runs})
 
-        at_once = poll in self._released or gone or any(engine.finals(known) for known in runs) or not runs
+        at_once = poll in self._released or gone or any(finals(engine, known) for known in runs) or not runs
         jids: Jids = runs[0] if len(runs) == 1 else [jid for run in runs for jid in run]
         self._hold(
             request, answer, None if at_once else lambda action: when_final(engine, jids, action, first=True), poll

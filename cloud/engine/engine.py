@@ -24,12 +24,12 @@ from itertools import count
 from cloud.engine.clock import Clock
 from cloud.engine.durability import Durability
 from cloud.engine.executor.base import Executor, Source, Task
-from cloud.engine.intake import Intake
+from cloud.engine.intake import Call, Intake
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, loaded
 from cloud.engine.waiting import Timer, Waiting
-from cloud.engine.waits import FINAL, Wait, by_batch, runs_of, status_codes
+from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
 from cloud.errors import BackendClosed, CloudException, UnsupportedOperation
 from cloud.jobs import (
     DONE,
@@ -64,7 +64,11 @@ _RUNTIME: Final = struct.Struct("<d")
 _RUNTIME_AT: Final = 16
 _WAITING_BYTE: Final = bytes((WAITING,))
 _QUEUED_BYTE: Final = bytes((QUEUED,))
-_POLL_EVERY: Final = 128
+_POLL_EVERY_S: Final = 0.002
+_POLL_OFTEN_S: Final = 0.0005
+"""Whoever submits much looks for outcomes himself: the helper thread would step in, and each switch takes longer. Often
+if a call could not be put aside, as it may wait for what has just ended."""
+
 _POLL_EVERY_CHUNKS: Final = 4
 
 
@@ -98,7 +102,7 @@ class Engine(Source):
         self._stalling: list[Batch] = []
         self._failures: list[tuple[Batch, int, int]] = []
         self._n_watching_failures = 0
-        self._n_submits = 0
+        self._polled_at = 0.0
         self._chunk_tokens = count(1)
         self._on_request: Callable[..., None] | None = None
         #: Called after the end, without the lock: who was to be told of jobs hears no more of them.
@@ -156,12 +160,14 @@ class Engine(Source):
             UnsupportedOperation: It needs more slots than there are, or is nested too deep.
             BackendClosed: The engine is closed.
         """
+        now = self.clock.now()
         can_wait = self._has_intake and environment is None and not self.executor.has_room
-        jid = self._take_in(function, context, arguments, options, depth) if can_wait else 0
+        jid = self._take_in((function, context, options, depth, now, arguments)) if can_wait else 0
+        poll_every_s = _POLL_EVERY_S if jid else _POLL_OFTEN_S
         if not jid:
             with self.changing:
                 self._check(options, depth)
-                batch = Batch(0, function, context, options, depth, self.clock.now(), arguments, environment)
+                batch = Batch(0, function, context, options, depth, now, arguments, environment)
                 self.attach(batch)
                 batch.jid0 = jid = self.store.new_jids(1)
                 self._add(batch)
@@ -169,21 +175,24 @@ class Engine(Source):
                     self.durable.settle_when_safe(batch)
                 else:
                     self.settle(batch)
-        self._n_submits += 1
-        if self._n_submits % _POLL_EVERY == 0:
+        if not 0.0 <= now - self._polled_at < poll_every_s and self.executor.busy:
             self.waiting.poll_once()
+            self._polled_at = self.clock.now()
         return jid
 
-    def _take_in(
-        self, function: Function, context: tuple[int, bytes], arguments: bytes, options: JobOptions, depth: int
-    ) -> int:
-        """The jid of a call that is put aside, as nobody would begin it now; 0 if it cannot share a batch."""
-        if not Intake.takes(function, arguments, options):
+    def _take_in(self, call: Call) -> int:
+        """The jid of a call that is put aside, as nobody would begin it now; 0 if it is to be queued at once."""
+        _, _, options, depth, _, arguments = call
+        if not Intake.takes(arguments, options):
             return 0
+        if self.executor.patient and self._queue.goes_before_some(options.priority):
+            return 0  # nobody looks for long, and workers may have been sent much that is to start after it
         with self.lock:
             self._check(options, depth)
+            if options.depends_on and not self._store.have_succeeded(options.depends_on):
+                return 0
             jid = self._store.new_jids(1)
-            self._intake.append((jid, function, context, options, depth, self.clock.now(), arguments))
+            self._intake.append((jid, *call))
         if self.executor.has_room:
             # Just now: whoever made it found nothing here.
             with self.changing:
@@ -594,16 +603,6 @@ class Engine(Source):
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""
         return self.waiting.drive(done, None if timeout_s is None else self.clock.monotonic() + timeout_s)
-
-    def finals(self, jids: Jids) -> list[tuple[int, int, int]]:
-        """(first jid, n, status) of each run of these jobs that is final, in order."""
-        self.call_in()
-        with self.lock:
-            return [
-                (batch.jid0 + low, n, batch.states[low])
-                for batch, start, stop in self.store.runs(jids)
-                for low, n in runs_of(batch, FINAL, start, stop)
-            ]
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,10 @@ _MAX_BYTES: Final = 1 << 10
 _TOGETHER_S: Final = 0.001
 """The jobs of a batch have one time of creation."""
 
+Call: TypeAlias = "tuple[Function, tuple[int, bytes], JobOptions, int, float, bytes]"
+"""function, context, options, depth, created, arguments."""
 Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], JobOptions, int, float, bytes]"
-"""jid, function, context, options, depth, created, arguments."""
+"""jid, and the call."""
 
 
 class Intake(deque[Taken]):
@@ -36,14 +38,15 @@ class Intake(deque[Taken]):
     """
 
     @staticmethod
-    def takes(function: Function, arguments: bytes, options: JobOptions) -> bool:
-        """Whether a call may share a batch: loading its function once serves all, and it is small.
+    def takes(arguments: bytes, options: JobOptions) -> bool:
+        """Whether a call may wait here.
 
-        Others have the same options too: the default ones, or those of all tasks of a pool.
+        One that is more urgent than most may have to pass by what workers were sent ahead, which they are asked for as
+        it is queued.
         """
-        if options is not DEFAULT_OPTIONS and (not options.reports_late or options.alone):
+        if options is not DEFAULT_OPTIONS and (options.alone or options.priority < DEFAULT_OPTIONS.priority):
             return False
-        return function.reusable and type(arguments) is bytes and len(arguments) <= _MAX_BYTES
+        return type(arguments) is bytes
 
     def batches(self, tokens: Iterator[int]) -> Iterator[Batch]:
         """What has been taken, as batches with jids.
@@ -54,10 +57,13 @@ class Intake(deque[Taken]):
         while self:
             jid, function, context, options, depth, created, arguments = self.popleft()
             together = [arguments]
-            while self and len(together) < _MAX_TOGETHER:
+            # Loading a function once must serve all of a batch.
+            n_most = _MAX_TOGETHER if function.reusable and len(arguments) <= _MAX_BYTES else 1
+            while self and len(together) < n_most:
                 other = self[0]
                 if (
                     other[0] != jid + len(together)
+                    or len(other[6]) > _MAX_BYTES
                     or other[1] is not function
                     or other[2][0] != context[0]
                     or other[3] is not options

@@ -80,6 +80,10 @@ class Queue:
             if priority < lane.priorities[-1]:
                 self._executor.make_way(priority)
 
+    def goes_before_some(self, priority: int) -> bool:
+        """True when a batch of that priority passes by others that are, or were, queued."""
+        return any(lane.priorities and priority < lane.priorities[-1] for lane in self._lanes.values())
+
     @property
     def next_environment(self) -> Environment | None:
         """Of the batch that is to start next: the first by priority, then by age. None also when nothing is queued.

@@ -1,4 +1,4 @@
-"""Telling of jobs as they become final: once for all of them, or of each run that ends together."""
+"""Telling of jobs as they become final: once for all of them, or of each run that ends together; and which are."""
 
 from __future__ import annotations
 
@@ -90,6 +90,17 @@ def on_each_final(engine: Engine, jids: Jids, notify: Callable[[int, int, int], 
             if _n_unfinished(batch, start, stop):
                 engine.watch(batch, start, stop, tell)
         engine.waiting.need_helper()
+
+
+def finals(engine: Engine, jids: Jids) -> list[tuple[int, int, int]]:
+    """(first jid, n, status) of each run of these jobs that is final by now, in order."""
+    engine.call_in()
+    with engine.lock:
+        return [
+            (batch.jid0 + low, n, batch.states[low])
+            for batch, start, stop in engine.store.runs(jids)
+            for low, n in runs_of(batch, FINAL, start, stop)
+        ]
 
 
 def _n_unfinished(batch: Batch, start: int, stop: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,63 @@ def test_each_has_its_own_value_error_and_output(api: ModuleType) -> None:
     assert {jid: facts["stdout"] for jid, facts in printed.items() if facts["stdout"]} == {
         jids[index]: f"job {index} prints\n" for index in range(N) if index % 20 == 5
     }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"_label": "many"},
+        {"_retries": 1, "_retry_delay": 0.0},
+        {"_restartable": False},
+        {"_os_env_vars": {"BURST": "1"}},
+        {"_fast_serialization": 2},
+        {"_priority": 9},
+        {"_label": None, "_priority": 5},
+    ],
+    ids=str,
+)
+def test_those_with_options_too(api: ModuleType, options: dict[str, Any]) -> None:
+    n = 30
+    jids = [api.call(several, index, **options) for index in range(n)]
+    results = api.result(jids, ignore_errors=True)
+    assert [repr(results[index].__cause__) for index in (3, 23)] == [f"ValueError('job {i} fails')" for i in (3, 23)]
+    assert api.status(jids) == ["error" if index % 20 == 3 else "done" for index in range(n)]
+    assert {facts["label"] for facts in api.info(jids, ["label"]).values()} == {options.get("_label")}
+    assert [result for index, result in enumerate(results) if index % 20 != 3] == [
+        [index] if index % 20 == 7 else index for index in range(n) if index % 20 != 3
+    ]
+
+
+def test_each_has_the_variables_it_was_given(api: ModuleType) -> None:
+    jids = [api.call(os.getenv, "BURST", _os_env_vars={"BURST": str(index // 5)}) for index in range(40)]
+    assert api.result([*jids, api.call(os.getenv, "BURST")]) == [*(str(index // 5) for index in range(40)), None]
+
+
+def test_those_after_another_run_once_it_has_ended(api: ModuleType, tmp_path: Path) -> None:
+    gate, path = Gate(tmp_path), str(tmp_path / "notes")
+    first = api.call(gate.hold)
+    api.result([api.call(sample.identity, index) for index in range(20)])
+    early = [api.call(jobs.note, path, str(index), _depends_on=first) for index in range(10)]
+    assert notes(path) == []
+    gate.open()
+    api.join(first)
+    late = [api.call(jobs.note, path, str(index), _depends_on=[first]) for index in range(10, 40)]
+    api.join([*early, *late])
+    assert sorted(map(int, notes(path))) == list(range(40))
+
+
+def test_what_a_function_holds_is_that_of_its_own_call(api: ModuleType) -> None:
+    held: list[int] = []
+
+    def grow(by: int) -> list[int]:
+        held.append(by)
+        return held
+
+    jids = []
+    for index in range(40):
+        jids.append(api.call(grow, -1))
+        held.append(index)
+    assert api.result(jids) == [[*range(index), -1] for index in range(40)]
 
 
 def test_results_come_in_the_order_asked(api: ModuleType) -> None:

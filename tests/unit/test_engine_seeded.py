@@ -21,7 +21,7 @@ from cloud.engine import intake
 from cloud.engine.engine import Engine
 from cloud.engine.executor.base import Task
 from cloud.engine.overview import describe
-from cloud.engine.store.base import Batch
+from cloud.engine.store.base import Batch, Store
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.errors import JobNotFound
 from cloud.jobs import (
@@ -92,7 +92,9 @@ class RecordedBatch(Batch):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.covered: bytearray = bytearray()
-        self.dependencies = self.ledger.dependencies_of(self.options)
+        # One with a jid comes out of the intake, which must not be emptied meanwhile.
+        engine = self.ledger.engine
+        self.dependencies = self.ledger.dependencies_of(self.options, engine._store if self.jid0 else engine.store)
         self.submitted_to = self.ledger
         self.ledger.batches.append(self)
         self.ledger.unfinished.append(self)
@@ -138,9 +140,9 @@ class Ledger:
         self.kill_asked: set[tuple[int, int]] = set()
         self.moves: set[tuple[int, int]] = set()
 
-    def dependencies_of(self, options: JobOptions) -> list[tuple[Batch, int]]:
+    def dependencies_of(self, options: JobOptions, store: Store) -> list[tuple[Batch, int]]:
         try:
-            runs = self.engine.store.runs(options.depends_on) if options.depends_on else []
+            runs = store.runs(options.depends_on) if options.depends_on else []
         except JobNotFound:
             return []
         return [(batch, index) for batch, start, stop in runs for index in range(start, stop)]

@@ -15,7 +15,7 @@ from cloud.engine.overview import select
 from cloud.engine.store.base import Batch
 from cloud.engine.store.memory import JidSource, MemoryStore
 from cloud.errors import BackendClosed, JobNotFound, UnsupportedOperation
-from cloud.jobs import DEFAULT_OPTIONS, JobOptions
+from cloud.jobs import DEFAULT_OPTIONS, STALLED, JobOptions
 from cloud.serialization.functions import Function
 from cloud.serialization.memory import MemoryFile
 from cloud.serialization.shared import Segment, SharedBytes, attach
@@ -41,8 +41,9 @@ def taken(
     depth: int = 0,
     at: float = 0.0,
     options: JobOptions = DEFAULT_OPTIONS,
+    arguments: bytes | None = None,
 ) -> Any:
-    return jid, function, context, options, depth, at, b"%d" % jid
+    return jid, function, context, options, depth, at, b"%d" % jid if arguments is None else arguments
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,11 @@ def taken(
         ([taken(1), taken(2, options=OF_POOL), taken(3, options=OF_POOL)], [1, 2]),
         ([taken(1), taken(2, at=0.0005), taken(3, at=0.5), taken(4, at=0.5)], [2, 2]),
         ([taken(jid) for jid in range(1, 131)], [64, 64, 2]),
+        ([taken(1, FRESH), taken(2, FRESH)], [1, 1]),
+        (
+            [taken(1), taken(2, arguments=bytes(2000)), taken(3, arguments=bytes(2000)), taken(4), taken(5)],
+            [1, 1, 1, 2],
+        ),
     ],
 )
 def test_only_what_is_alike_and_adjoins_shares_a_batch(calls: list[Any], expected: list[int]) -> None:
@@ -93,22 +99,31 @@ def test_a_single_call_stays_one() -> None:
     assert batch.arguments == b"7"
 
 
-def test_large_ones_and_those_that_need_their_function_anew_are_not_taken() -> None:
-    assert Intake.takes(WORK, b"small", DEFAULT_OPTIONS)
-    assert not Intake.takes(FRESH, b"small", DEFAULT_OPTIONS)
-    assert not Intake.takes(WORK, bytes(100_000), DEFAULT_OPTIONS)
+def options(**values: Any) -> JobOptions:
+    return JobOptions.from_dict(values)
+
+
+def test_what_lies_in_shared_memory_is_not_taken() -> None:
+    assert Intake.takes(bytes(100_000), DEFAULT_OPTIONS)
     shared = attach(b"small", Segment(MemoryFile.create(), 0, 0))
     assert type(shared) is SharedBytes
-    assert not Intake.takes(WORK, shared, DEFAULT_OPTIONS)
+    assert not Intake.takes(shared, DEFAULT_OPTIONS)
 
 
-def test_only_options_that_many_calls_share_are_taken() -> None:
-    own = JobOptions()
-    last = JobOptions()
-    last.reports_late = last.kill_process = True
-    assert Intake.takes(WORK, b"small", OF_POOL)
-    assert not Intake.takes(WORK, b"small", own)
-    assert not Intake.takes(WORK, b"small", last)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (OF_POOL, True),
+        (options(label="its own"), True),
+        (options(priority=9), True),
+        (options(priority=4), False),
+        (options(reports_late=True, kill_process=True), False),
+        (options(max_runtime_s=1.0), False),
+        (options(cores=2), False),
+    ],
+)
+def test_who_needs_care_or_is_urgent_is_not_taken(given: JobOptions, expected: bool) -> None:
+    assert Intake.takes(b"small", given) is expected
 
 
 class Burst:
@@ -170,6 +185,50 @@ def test_jids_stay_in_the_order_of_submission(burst: Burst) -> None:
     assert burst.call(options=urgent) == 7
     assert [burst.call(), burst.call()] == [8, 9]
     assert [batch.jid0 for batch in burst.batches] == [1, 2, 7, 8]
+
+
+def test_jobs_after_others_that_succeeded_share_a_batch(burst: Burst) -> None:
+    assert burst.engine.wait(burst.jids[:1], None) == []
+    burst.call()
+    after = options(depends_on=[burst.first, burst.jids[0]])
+    jids = [burst.call(options=after) for _ in range(4)]
+    assert [batch.n for batch in burst.batches][-1] == 4
+    assert bytes(burst.engine.statuses(jids)) == b"\x01" * 4
+    assert burst.engine.wait(jids, None) == []
+
+
+def test_jobs_after_others_that_did_not_wait_for_them(burst: Burst) -> None:
+    last = burst.call()
+    after = options(depends_on=[burst.first, last])
+    jids = [burst.call(options=after) for _ in range(4)]
+    assert [batch.n for batch in burst.batches] == [1, 6, 1, 1, 1, 1]
+    assert bytes(burst.engine.statuses(jids)) == b"\0" * 4
+    assert burst.engine.n_waiting == 4
+    burst.engine.cancel((last,))
+    assert burst.engine.wait(jids, None) == []
+    assert bytes(burst.engine.statuses(jids)) == bytes((STALLED,)) * 4
+    assert bytes(burst.engine.statuses((burst.call(options=after),))) == bytes((STALLED,))
+
+
+def test_an_unknown_dependency_is_told_at_once(burst: Burst) -> None:
+    with pytest.raises(JobNotFound, match="does not exist"):
+        burst.call(options=options(depends_on=[burst.first, 99]))
+    assert burst.call() == burst.jids[-1] + 1
+
+
+def test_what_goes_before_work_that_was_sent_far_ahead_is_queued_at_once(burst: Burst) -> None:
+    burst.engine.cancel((burst.call(options=options(priority=9)),))
+    made_way: list[int] = []
+    executor = burst.engine.executor
+    executor.make_way = made_way.append  # type: ignore[method-assign]
+    burst.call()
+    assert not made_way
+    type(executor).patient = True  # type: ignore[assignment, method-assign]
+    try:
+        burst.call()
+        assert made_way
+    finally:
+        del type(executor).patient
 
 
 def test_what_a_call_refuses_it_still_refuses(burst: Burst) -> None:

@@ -295,6 +295,22 @@ def test_without_options_all_jobs_share_the_defaults() -> None:
     assert DEFAULT_OPTIONS.as_dict() == {}
 
 
+def test_calls_with_the_same_options_share_them() -> None:
+    def made(**kwargs: Any) -> JobOptions:
+        return split_options(kwargs, accept=CALL_OPTIONS)[0]
+
+    after = [3, 4]
+    first = made(_label="a", _depends_on=after)
+    assert made(_depends_on=[3, 4], _label="a") is first
+    after.append(5)
+    assert made(_label="a", _depends_on=after).depends_on == [3, 4, 5]
+    assert first.depends_on == [3, 4]
+    assert made(_label="b") is not made(_label="a")
+    assert made(_priority=5, _label=None, _callback=print) is DEFAULT_OPTIONS
+    with pytest.raises(TypeError, match="_priority"):
+        made(_priority=5.0)
+
+
 @pytest.mark.parametrize("name", sorted(CALL_OPTIONS - CRON_OPTIONS))
 def test_a_reserved_name_that_a_verb_does_not_take_is_refused(name: str) -> None:
     kwargs = {name: print}

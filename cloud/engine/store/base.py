@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import count, repeat
 
 from cloud.errors import JobNotFound
-from cloud.jobs import QUEUED, Jids, JobOptions
+from cloud.jobs import DONE, QUEUED, Jids, JobOptions
 from cloud.serialization.functions import Function
 
 TYPE_CHECKING = False
@@ -406,6 +406,13 @@ class Store(ABC):
         Raises:
             JobNotFound: One of them is unknown or deleted.
         """
+
+    def have_succeeded(self, jids: Jids) -> bool:
+        """True when all these jobs are done; False also if one is unknown."""
+        try:
+            return all(batch.states.count(DONE, start, stop) == stop - start for batch, start, stop in self.runs(jids))
+        except JobNotFound:
+            return False
 
     @abstractmethod
     def delete(self, batch: Batch, start: int, stop: int) -> None:
