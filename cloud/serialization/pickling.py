@@ -27,6 +27,7 @@ from types import CellType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
+from cloud.serialization.flat import CONTAINERS, PROTOCOL, Pieces, pickle_flat
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
 from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from cloud.serialization.shared import FindSegment
 
-PROTOCOL: Final = 5
 _BUNDLE: Final = b"M"
 _MAX_BASES: Final = 64
 _MAX_BASE_BYTES: Final = 1 << 16
@@ -302,21 +302,16 @@ def _cloudpickler_class() -> Any:
 _lazy: dict[str, Any] = {}
 
 
-class _Pieces(list["Any"]):
-    """A pickle as it was written. Large bytes are pieces by themselves, and not copied."""
-
-    __slots__ = ()
-    write = list.append
-
-
 def _pickle(
     obj: Any,
     variables: dict[str, Any],
     known: dict[str, bytes] | None,
     root: Any = None,
     buffers: list[memoryview] | None = None,
-) -> tuple[_Pieces, Any]:
+) -> tuple[Pieces, Any]:
     """(pickle, the pickler). Large buffers are left out and put into ``buffers``, if that is given."""
+    if type(obj) in CONTAINERS and (found := pickle_flat(obj)) is not None:
+        return found
 
     def leave_out(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -329,21 +324,21 @@ def _pickle(
         return False
 
     callback = None if buffers is None else leave_out
-    pieces = _Pieces()
+    pieces = Pieces()
     pickler: Any = _PlainPickler(pieces, variables, known, root, callback)
     try:
         pickler.dump(obj)
     except (_NeedsCloudpickle, RecursionError, *_PLAIN_ERRORS):
         if buffers:
             buffers.clear()
-        pieces = _Pieces()
+        pieces = Pieces()
         pickler = _cloudpickler_class()(pieces, variables, known, root, callback)
         pickler.dump(obj)
     return pieces, pickler
 
 
 def _packed(
-    pieces: _Pieces,
+    pieces: Pieces,
     buffers: list[memoryview] | None,
     sent: Sent | None = None,
     proven: int = 0,
@@ -379,7 +374,7 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, 
     n_own = 0 if buffers is None else len(buffers)
     if pickler.uses_main:
         bundle = _with_definitions(b"".join(pieces), pickler, variables, namespace, buffers, large)
-        pieces = _Pieces([bundle])
+        pieces = Pieces([bundle])
     payload = _packed(pieces, buffers, sent, 0 if buffers is None else len(buffers) - n_own)
     if payload is None:
         return dumps(obj, namespace)
@@ -477,7 +472,7 @@ def dumps_result(
     buffers: list[memoryview] | None = [] if share else None
     pieces, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
     if pickler.uses_main:
-        pieces = _Pieces([_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)])
+        pieces = Pieces([_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)])
     return _packed(pieces, buffers, together=True, in_place=in_place) or dumps_result(obj, namespace)
 
 

@@ -285,6 +285,24 @@ def test_arrays_go_and_come_back(api: ModuleType) -> None:
         assert found.flags.writeable
 
 
+@pytest.mark.parametrize("n_bytes", [1 << 10, (1 << 16) - 8, 1 << 16, 100_000, (1 << 18) - 8, 1 << 18, 1 << 20])
+def test_arrays_of_any_size_and_order_go_and_come_back(api: ModuleType, n_bytes: int) -> None:
+    array = np.arange(n_bytes // 8, dtype=np.int64)
+    plain, columns, every_other = array, np.asfortranarray(array[: n_bytes // 64 * 8].reshape(-1, 8)), array[::2]
+    large = np.ones(100_000)
+    for value in (plain, columns, every_other, [plain, large], {"a": columns, "b": b"x" * n_bytes}, bytearray(n_bytes)):
+        jids = [api.call(sample.identity, value), *api.map(sample.identity, [value, value])]
+        jids.append(api.call(lambda value=value: value))
+        for found in api.result(jids):
+            assert type(found) is type(value)
+            for one, other in zip(_parts(found), _parts(value), strict=True):
+                assert one == other if isinstance(one, bytes | bytearray) else np.array_equal(one, other)
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+
+
 def test_identity_within_one_call_is_kept(api: ModuleType) -> None:
     shared: list[Any] = []
     shared.append(shared)
