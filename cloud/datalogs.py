@@ -29,7 +29,7 @@ from queue import SimpleQueue
 
 from cloud.configuration import home_path
 from cloud.errors import JobNotFound
-from cloud.jobs import DONE, ERROR_TEXT, PACKED, STATUS_LABELS, STDERR, STDOUT, VALUE, Outcome
+from cloud.jobs import DONE, ERROR_TEXT, PACKED, PICKLED, STATUS_LABELS, STDERR, STDOUT, VALUE, Outcome
 from cloud.logs import logger
 from cloud.serialization import pickling
 from cloud.serialization.describe import describe_arguments, describe_function, describe_value, type_name
@@ -257,15 +257,22 @@ def _results(outcome: Outcome, n: int, namespace: Namespace | None) -> list[dict
     packed = outcome.section(PACKED)
     if packed is not None:
         return [{**facts, **describe_value(value, namespace)} for value in pickling.loads_list(packed)]
+    pickled = outcome.section(PICKLED)
+    if pickled is not None:
+        return [{**facts, **_describe_pickle(content, namespace)} for content in pickling.loads_list(pickled)]
     content = outcome.section(VALUE) or b""
     if isinstance(outcome.raw, SharedBytes):
         content = attach(content, outcome.raw.segment)
-    facts["size_bytes"] = size_of(content)
+    return [{**facts, **_describe_pickle(content, namespace)}]
+
+
+def _describe_pickle(content: bytes, namespace: Namespace | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"size_bytes": size_of(content)}
     try:
         facts["type"] = type_name(pickling.loads(content, namespace))
     except BaseException as exc:  # noqa: BLE001 - rebuilding runs the user's code
         facts["error"] = f"cannot be rebuilt here: {type(exc).__name__}: {exc}"
-    return [facts]
+    return facts
 
 
 def _document(report: dict[str, Any]) -> bytes:

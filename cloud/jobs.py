@@ -365,6 +365,8 @@ STDERR: Final = 6
 PROFILE: Final = 7  #: marshalled statistics of cProfile
 EXITCODE: Final = 8  #: of a lost worker, as decimal text
 TIMES: Final = 9  #: beside PACKED: records of ITEM_TIMES, of those items that were not too small for times of their own
+PICKLED: Final = 10  #: as PACKED, but of the results' pickles: they may be changed, or need the program to be rebuilt
+VALUES: Final = (VALUE, PACKED, PICKLED)  #: one of these is there if the job is DONE
 
 ITEM_TIMES: Final = struct.Struct("<IddffI")
 """Index in the run, then started, runtime, user and system CPU in seconds, and peak memory in kB."""
@@ -481,7 +483,7 @@ def unpack_value(raw: bytes) -> tuple[int, bytes] | None:
     if not raw[1]:
         return None
     tag, n_bytes = _SECTION.unpack_from(raw, _HEADER.size)
-    if tag not in (VALUE, PACKED):
+    if tag not in VALUES:
         return None
     return tag, raw[_VALUE_HEADER.size : _VALUE_HEADER.size + n_bytes]
 

@@ -16,6 +16,7 @@ from cloud.jobs import (
     STALLED,
     STATUS_LABELS,
     VALUE,
+    VALUES,
     Jids,
     Outcome,
     unpack_value,
@@ -48,8 +49,15 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
                 except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
                     failures.append(_unreadable(jids[len(values)], exc))
                     values.append(failures[-1])
-            else:
+            elif tag == PACKED:
                 values += _unpacked(raw, content, skip, n, length)
+            else:
+                for each in _unpacked(raw, content, skip, n, length):
+                    try:
+                        values.append(pickling.loads(each, namespace))
+                    except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
+                        failures.append(_unreadable(jids[len(values)], exc))
+                        values.append(failures[-1])
         else:
             for _ in range(n):
                 failures.append(failure(jids[len(values)], Outcome(raw), namespace))
@@ -80,13 +88,7 @@ def _unpacked(raw: bytes, content: bytes, skip: int, n: int, length: int) -> lis
 
 
 def _find_value(raw: bytes) -> tuple[int, bytes]:
-    outcome = Outcome(raw)
-    content = outcome.section(VALUE)
-    if content is not None:
-        return VALUE, content
-    content = outcome.section(PACKED)
-    assert content is not None
-    return PACKED, content
+    return next((tag, content) for tag, content in Outcome(raw).sections() if tag in VALUES)
 
 
 def _unreadable(jid: int, cause: Exception) -> SerializationError:

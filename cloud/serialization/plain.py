@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from cloud.jobs import PACKED, VALUE, Outcome, pack_outcome
+from cloud.jobs import VALUE, VALUES, Outcome, pack_outcome
 from cloud.serialization.shared import SharedBytes, attach, inline
 
 TYPE_CHECKING = False
@@ -48,9 +48,7 @@ def plain_outcome(raw: bytes) -> bytes:
 def without_value(raw: bytes) -> bytes:
     """All of a packed outcome but the value, or values."""
     outcome = Outcome(raw)
-    return _with_sections(
-        outcome, [(tag, content) for tag, content in outcome.sections() if tag not in (VALUE, PACKED)]
-    )
+    return _with_sections(outcome, [(tag, content) for tag, content in outcome.sections() if tag not in VALUES])
 
 
 def _with_sections(outcome: Outcome, sections: list[tuple[int, bytes]]) -> bytes:

@@ -190,6 +190,39 @@ class FailsToDump:
         raise ValueError("cannot be dumped")
 
 
+class PrintsWhenPickled:
+    """Prints as it is pickled."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        print(self.text)
+        return PrintsWhenPickled, (self.text,)
+
+
+def of_any_kind(n: int) -> Any:
+    """Values that travel in different ways, in turns; one in 13 fails, one cannot go and one cannot arrive."""
+    import numpy as np
+
+    kinds: list[Callable[[], Any]] = [
+        lambda: n,
+        lambda: (n, "pair"),
+        lambda: {"n": n, "inner": [n, {n}]},
+        lambda: None,
+        lambda: Point(n, -n),
+        lambda: np.arange(n, n + 3),
+        lambda: b"x" * 6000 + b"%d" % n,
+        lambda: [n, b"y" * 100_000],
+        lambda: np.full(20_000, n),
+        lambda: FailsToLoad(f"value {n}"),
+        lambda: FailsToDump(),
+        lambda: show(f"job {n}", (n,)),
+        lambda: raise_this(ValueError(f"job {n}")),
+    ]
+    return kinds[n % 13]()
+
+
 class SilentError(Exception):
     """An exception whose text cannot be had."""
 

@@ -196,6 +196,56 @@ def test_one_failure_costs_only_its_own_job(api: ModuleType) -> None:
     assert caught.value.jid == jids[3]
 
 
+def test_values_that_travel_in_different_ways(api: ModuleType) -> None:
+    n = 130
+    jids = api.map(jobs.of_any_kind, range(n))
+    found = api.result(jids, ignore_errors=True)
+    for i, value in enumerate(found):
+        kind = i % 13
+        if kind in (9, 10):
+            assert type(value) is (SerializationError if kind == 9 else JobFailed)
+            assert value.jid == jids[i]
+        elif kind == 12:
+            assert repr(value.__cause__) == f"ValueError('job {i}')"
+        else:
+            assert type(value) is type(jobs.of_any_kind(i))
+            assert str(value) == str(jobs.of_any_kind(i))
+    assert [status == "done" for status in api.status(jids)] == [i % 13 not in (10, 12) for i in range(n)]
+    printed = {jid: facts["stdout"] for jid, facts in api.info(jids, ["stdout"]).items() if facts["stdout"]}
+    assert printed == {jids[i]: f"job {i}\n" for i in range(n) if i % 13 == 11}
+    one_by_one = [api.result(jid, ignore_errors=True) for jid in jids]
+    assert [str(value) for value in one_by_one] == [str(value) for value in found]
+
+
+def test_a_value_is_as_it_was_when_its_job_ended(api: ModuleType, one_slot: None) -> None:
+    seen: list[int] = []
+
+    def noting(i: int) -> Any:
+        seen.append(i)
+        return None if i % 7 == 3 else seen
+
+    for i, value in enumerate(api.result(api.map(noting, range(300)))):
+        assert value is None if i % 7 == 3 else (value[-1] == i and value == sorted(value))
+
+
+def test_each_look_at_a_result_gives_a_value_of_its_own(api: ModuleType) -> None:
+    jids = api.map(jobs.two, range(50), range(50))
+    lists = api.map(jobs.append, [[]] * 50, range(50))
+    first = api.result(lists)
+    first[7].append("changed")
+    assert api.result(lists[7]) == [7]
+    assert api.result(lists[7]) is not api.result(lists[7])
+    assert api.result(jids[::-1]) == [(i, i) for i in range(50)][::-1]
+
+
+def test_what_is_printed_while_a_result_is_pickled_is_its_jobs_own(api: ModuleType) -> None:
+    jids = api.map(jobs.PrintsWhenPickled, [f"value {i}" for i in range(40)])
+    api.join(jids)
+    for i, facts in enumerate(api.info(jids, ["stdout"]).values()):
+        assert f"value {i}\n" in facts["stdout"]
+        assert facts["stdout"].count(f"value {i}\n") == facts["stdout"].count("\n")
+
+
 @pytest.mark.parametrize("place", [0, 1, 700, 1999])
 def test_an_item_that_takes_long_delays_no_other(api: ModuleType, two_slots: None, gate: Gate, place: int) -> None:
     api.join(api.map(sample.identity, range(500)))

@@ -23,7 +23,6 @@ from cloud.jobs import (
     ERROR_TEXT,
     FINISHED_LABELS,
     KILLED,
-    PACKED,
     PROCESSING,
     QUEUED,
     STALLED,
@@ -32,6 +31,7 @@ from cloud.jobs import (
     TIMES,
     TRANSITIONS,
     VALUE,
+    VALUES,
     WAITING,
     JobOptions,
     Outcome,
@@ -443,7 +443,7 @@ def test_text_that_is_no_text_is_shown_as_far_as_it_goes() -> None:
 
 def test_an_outcome_can_do_without_its_value() -> None:
     times = {"pid": 7, "started": 5.0, "runtime_s": 0.25, "cpu_user_s": 0.125, "cpu_system_s": 0.5, "max_rss_kb": 12}
-    for value in (VALUE, PACKED):
+    for value in VALUES:
         whole = pack_outcome(DONE, [(STDOUT, b"out"), (value, b"x" * 1000), (TIMES, b"times")], **times)
         assert without_value(whole) == pack_outcome(DONE, [(STDOUT, b"out"), (TIMES, b"times")], **times)
     failed = pack_outcome(KILLED, [(ERROR_TEXT, b"text")], **times)

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from cloud.client import results
-from cloud.jobs import PACKED, pack_value
+from cloud.jobs import PACKED, PICKLED, pack_value
 from cloud.serialization import pickling
 
 VALUES = [number * 1.5 for number in range(100)]
 RECORD = pack_value(PACKED, pickling.dumps_list(VALUES), 1, 0.0, 0.0, 0.0, 0.0, 0)
+
+LISTS: list[Any] = [[number, {"number": number}] for number in range(100)]
+PICKLES = [pickling.dumps(value) for value in LISTS]
+RECORD_OF_LISTS = pack_value(PICKLED, pickling.dumps_list(PICKLES), 1, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @pytest.fixture
@@ -47,3 +51,22 @@ def test_records_are_told_apart(rebuilt: list[bytes]) -> None:
     for number in range(100):
         segments = [(number, 1, 100, RECORD), (number, 1, 100, other)]
         assert results.decode([1, 2], segments, None) == ([VALUES[number], VALUES[99 - number]], [])
+
+
+def test_values_that_can_be_changed_are_never_shared(rebuilt: list[bytes]) -> None:
+    assert results.decode(range(1, 101), [(0, 100, 100, RECORD_OF_LISTS)], None) == (LISTS, [])
+    twice = [results.decode([4], [(3, 1, 100, RECORD_OF_LISTS)], None)[0][0] for _ in range(2)]
+    assert twice == [LISTS[3]] * 2
+    assert twice[0] is not twice[1]
+    assert len(rebuilt) == 2
+    assert results.shared_values((0, 100, 100, RECORD_OF_LISTS)) is None
+
+
+def test_one_that_cannot_be_rebuilt_is_told_and_the_others_are_there() -> None:
+    pickles = [PICKLES[0], b"\x80\x05cmissing_module\nname\n.", PICKLES[2]]
+    record = pack_value(PICKLED, pickling.dumps_list(pickles), 1, 0.0, 0.0, 0.0, 0.0, 0)
+    values, failures = results.decode([7, 8, 9], [(0, 3, 3, record)], None)
+    assert (values[0], values[2]) == (LISTS[0], LISTS[2])
+    assert values[1] is failures[0]
+    assert len(failures) == 1
+    assert failures[0].jid == 8

@@ -9,7 +9,18 @@ from itertools import starmap
 
 from cloud.engine import channel as ch
 from cloud.engine.worker.run import max_rss_kb, usage
-from cloud.jobs import DONE, ITEM_TIMES, PACKED, STDERR, STDOUT, TIMES, pack_outcome, pack_value
+from cloud.jobs import (
+    DONE,
+    ITEM_TIMES,
+    PACKED,
+    PICKLED,
+    STDERR,
+    STDOUT,
+    TIMES,
+    VALUE,
+    pack_outcome,
+    pack_value,
+)
 from cloud.serialization import pickling
 from cloud.serialization.namespace import Namespace
 
@@ -51,25 +62,32 @@ def caller(
 
 
 class ItemRecord:
-    """Values of consecutive items that are all immutable, until they are packed as one outcome.
+    """Values of consecutive items, until they are packed as one outcome: as they are while all are immutable.
 
     Args:
         pid: Process id to report.
         output: Takes what was printed since it was called last.
+        namespace: The program's ``__main__``.
 
     Attributes:
+        pid: As given.
         values: Of the items so far.
+        is_pickled: Each of the values, and of those to come, is a pickle by itself, as one of them could be changed.
+        n_bytes: Of such pickles.
         position: Of the first of them.
         note: Takes (position, began, ended, processor time of this process then) of an item that is not small. Its
             times are worked out later, for all together: what runs once a millisecond finds nothing in the processor's
             caches, where ``usage`` takes 3 us.
     """
 
-    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]]) -> None:
+    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]], namespace: Namespace) -> None:
         self.values: list[Any] = []
+        self.is_pickled = False
+        self.n_bytes = 0
         self.position = 0
-        self._pid = pid
+        self.pid = pid
         self._output = output
+        self._namespace = namespace
         self._printed = b"", b""
         self._began = 0.0, 0.0
         self._user_s = self._system_s = 0.0
@@ -81,6 +99,7 @@ class ItemRecord:
     def begin(self, position: int) -> float:
         """The next item is the first of a record; now, on the clock of ``perf_counter``."""
         self.position = position
+        self.is_pickled = False
         now = time.perf_counter()
         if now - self._used_at > _LOOK_S:
             self._epoch = time.time() - now
@@ -94,6 +113,22 @@ class ItemRecord:
         self.position += n
         now = time.perf_counter()
         self._began = self._began[0] + now - self._began[1], now
+
+    def pickle(self, value: Any) -> bytes | None:
+        """The pickle of a value; the others so far are pickled too, if it can share their outcome.
+
+        That is plain bytes. What lies in shared memory has an outcome of its own; so has what cannot be pickled: None.
+        """
+        try:
+            content = pickling.dumps_result(value, self._namespace, share=True)
+        except BaseException:  # noqa: BLE001 - a __reduce__ of the user's may raise anything, and is asked again
+            return None
+        if type(content) is bytes:
+            if not self.is_pickled:
+                self.values[:] = map(pickling.dumps_plain, self.values)
+                self.is_pickled = True
+            self.n_bytes += len(content)
+        return content
 
     def has_printed(self) -> bool:
         """True if the item that ended last printed, and must have an outcome of its own."""
@@ -148,17 +183,21 @@ class ItemRecord:
             return None
         times = self._take_times(self.position + len(values))
         started, began = self._began
-        content = pickling.dumps_list(values)
+        tag, content = PACKED, b""
+        if self.is_pickled:
+            tag, content = (PICKLED, b"") if len(values) > 1 else (VALUE, values[0])
+            self.n_bytes = 0
+        content = content or pickling.dumps_list(values)
         out, err = self._output() if take_output else (b"", b"")
         if len(values) == len(times) == 1 and not (out or err):
-            packed = pack_value(PACKED, content, self._pid, *times[0][1:])
+            packed = pack_value(tag, content, self.pid, *times[0][1:])
         elif out or err or times:
             # Written below sys.stdout by one of the small items: which one cannot be told.
-            sections = [(PACKED, content), (STDOUT, out), (STDERR, err)]
+            sections = [(tag, content), (STDOUT, out), (STDERR, err)]
             sections.append((TIMES, b"".join(starmap(ITEM_TIMES.pack, times))))
-            packed = pack_outcome(DONE, sections, pid=self._pid, started=started, runtime_s=ended - began)
+            packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=ended - began)
         else:
-            packed = pack_value(PACKED, content, self._pid, started, ended - began, 0.0, 0.0, 0)
+            packed = pack_value(tag, content, self.pid, started, ended - began, 0.0, 0.0, 0)
         n = len(values)
         values.clear()
         return self.position, n, packed

@@ -12,19 +12,20 @@ import sys
 import time
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 
 from cloud.engine import channel as ch
 from cloud.engine.ring import RING_BYTES
 from cloud.engine.signals import signal
 from cloud.engine.worker.capture import Capture
-from cloud.engine.worker.items import ItemRecord, caller
+from cloud.engine.worker.items import ItemRecord
 from cloud.engine.worker.link import Link, LinkClosed
+from cloud.engine.worker.many import SMALL_S, Many
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
 from cloud.engine.worker.received import Received
-from cloud.engine.worker.run import Call, pack_ended, run_call
+from cloud.engine.worker.run import Call, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
 from cloud.serialization import pickling
@@ -42,20 +43,11 @@ POKE: Final = signal.SIGURG
 """Ignored by default, so a poke that meets a job's own handlers does no harm."""
 
 _BROKEN_EXIT: Final = 70
-_LARGE: Final = 4096
-"""Values of this length are not kept back to be sent with others."""
-
 _LINGER_S: Final = 0.01
 """Who is last to close a file gives its memory back, 7 ms for 100 MB: not the engine, which somebody may wait for."""
 
 _PREPARED_S: Final = 1.0
 """Memory that the next job may need is held so long for it."""
-
-_MAX_VALUES: Final = 8192
-"""About so many values share a record: as many as the processor's caches hold."""
-
-_SMALL_S: Final = 0.0001
-"""Items of a batch that ran shorter than this share one outcome record with their neighbours."""
 
 
 class Worker:
@@ -96,7 +88,16 @@ class Worker:
         self._capture = Capture(self._dirty, settings["output_limit_bytes"], captured=settings["capture"])
         self._context = 0
         self._received = Received(self.namespace)
-        self._items = ItemRecord(self.pid, self._end_of_output)
+        self._many = Many(
+            page,
+            self._outbox,
+            self._capture,
+            self._surroundings,
+            self._dirty,
+            self.namespace,
+            ItemRecord(self.pid, self._end_of_output, self.namespace),
+            self._tidy,
+        )
         link.before_request = self._flush_before_request
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(POKE, self._on_poke)
@@ -228,7 +229,7 @@ class Worker:
         self._received.end_job()
         self._outbox.hold(position, 1, outcome)
         self._tidy()
-        prompt = flags & ch.PROMPT and time.monotonic() - began > _SMALL_S
+        prompt = flags & ch.PROMPT and time.monotonic() - began > SMALL_S
         if flags & ch.DELIVER or prompt or self._outbox.is_due():
             self._outbox.flush()
         self._received.give_back()
@@ -261,7 +262,7 @@ class Worker:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         part = items[first : first + n] if first or n < len(items) else items
-        self._many(function, kind, part, position, flags)
+        self._many.run_items(function, kind, part, position, flags)
         self._received.give_back()
 
     def _one_by_one(
@@ -295,81 +296,6 @@ class Worker:
                 return
             self._run(load, position + index, flags)
 
-    def _many(self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int) -> None:
-        """Run items with as little as possible between them; those whose values are immutable share a record."""
-        slots, dirty, atoms, clock = self.slots, self._dirty, pickling.ATOMS, time.perf_counter
-        current, limit, small_s, cpu_clock = ch.CURRENT, ch.LIMIT, _SMALL_S, time.process_time
-        raw, unlimited = self._raw, ch.LIMIT_TOP
-        call = caller(function, kind, self.namespace, dirty, self._surroundings.path)
-        prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
-        record, is_silent = self._items, self._capture.is_silent
-        values, note = record.values, record.note
-        usual = None
-        last, due, full = self._begin_items(position)
-        soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
-        for here, item in enumerate(items, position):
-            slots[current] = here
-            if not raw[unlimited] and here >= slots[limit]:
-                break
-            try:
-                value = call(item)
-            except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
-                ended: tuple[Any, BaseException | None] = None, exc
-                now = clock()
-            else:
-                now = clock()
-                if now < soon and (type(value) is usual or type(value) in atoms) and not dirty[0]:
-                    values.append(value)
-                    last = now
-                    continue
-                type_ = type(value)
-                if type_ in atoms and not dirty[0]:
-                    small = now - last < small_s
-                    if small or is_silent() or not record.has_printed():
-                        if not small:
-                            # Before its value: a poke between the two packs neither.
-                            note((here, last, now, cpu_clock()))
-                        values.append(value)
-                        usual = type_
-                        last = now if small else clock()
-                        large = (type_ is str or type_ is bytes) and len(value) > _LARGE
-                        if now > due or here >= full or large or deliver or (prompt and not small) or outbox.called_in:
-                            self._pack_items(now, take_output=small)
-                            outbox.flush()
-                            last, due, full = self._begin_items(here + 1)
-                        soon = -1.0 if deliver else last + small_s
-                        continue
-                ended = value, None
-                del value
-            self._pack_items(last, take_output=False)
-            outcome = pack_ended(
-                ended,
-                Call(_no_load, self.namespace),
-                (self.pid, time.time() - (now - last), now - last, *record.usage_of_last(last)),
-                record.output_of_last,
-                self.settings["max_transmit_bytes"],
-            )
-            del ended
-            outbox.hold(here, 1, outcome)
-            self._tidy()
-            if prompt or deliver or outbox.is_due():
-                outbox.flush()
-            last, due, full = self._begin_items(here + 1)
-            soon = -1.0 if deliver else last + small_s
-        self._pack_items(last)
-        self._tidy()
-
-    def _begin_items(self, position: int) -> tuple[float, float, int]:
-        """Begin a record: now, when it is due to be handed over, and the item that fills it."""
-        left_s = self._outbox.note_beginning()
-        now = self._items.begin(position)
-        return now, now + left_s, position + _MAX_VALUES - 1
-
-    def _pack_items(self, ended: float, *, take_output: bool = True) -> None:
-        packed = self._items.pack(ended, take_output=take_output)
-        if packed is not None:
-            self._outbox.hold(*packed)
-
     # --- between jobs -------------------------------------------------------------------------------------------------
 
     def _end_of_output(self) -> tuple[bytes, bytes]:
@@ -402,10 +328,7 @@ class Worker:
             self._send_held()
 
     def _send_held(self) -> None:
-        n = len(self._items.values)
-        if n:
-            self._pack_items(time.perf_counter(), take_output=False)
-            self._items.go_on(n)
+        self._many.pack_amid()
         self._outbox.flush(wake=True)
         self._outbox.note_beginning()  # of what is about to end
         self._outbox.called_in = True
@@ -442,22 +365,19 @@ def _inside_job(frame: FrameType | None) -> bool:
     return False
 
 
-_CALLERS: Final = frozenset({"run_call", "_many", "call_spread", "call_loaded", "_profiled", "load"})
+_CALLERS: Final = frozenset({"run_call", "run_items", "call_spread", "call_loaded", "_profiled", "load"})
 _OWN_FILES: Final = frozenset(
     {
         __file__,
         run_call.__code__.co_filename,
         Capture.__init__.__code__.co_filename,
         ItemRecord.__init__.__code__.co_filename,
+        Many.__init__.__code__.co_filename,
         Link.__init__.__code__.co_filename,
         Outbox.__init__.__code__.co_filename,
         Surroundings.__init__.__code__.co_filename,
     }
 )
-
-
-def _no_load() -> NoReturn:
-    raise AssertionError("this call has ended")
 
 
 def _fresh_main() -> Namespace:

@@ -123,8 +123,9 @@ def pack_ended(
     call: Call,
     used: tuple[int, float, float, float, float, int],
     output: Callable[[], tuple[bytes, bytes]],
-    max_result_bytes: int,
+    max_result_bytes: int = 0,
     sections: list[tuple[int, bytes]] | None = None,
+    content: bytes | None = None,
 ) -> bytes:
     """Pack how a job ended.
 
@@ -135,15 +136,18 @@ def pack_ended(
         output: Gives what it printed.
         max_result_bytes: As for ``run_call``.
         sections: Further sections of the outcome.
+        content: The pickle of its value, if there is one already.
     """
     value, error = ended
-    status, content = DONE, b""
+    status = DONE
     sections = [] if sections is None else sections
-    if error is None:
+    if error is None and content is None:
         try:
             content = _pickle_result(value, call, max_result_bytes)
         except BaseException as exc:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
             error = _unpicklable_result(value, exc)
+    if content is None:
+        content = b""
     if error is not None:
         status = KILLED if isinstance(error, KilledException) else ERROR
         sections += _error_sections(error, call.namespace)

@@ -1,0 +1,171 @@
+"""Runs items of a batch one after the other, with as little as possible between two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from cloud.engine import channel as ch
+from cloud.engine.worker.capture import Capture
+from cloud.engine.worker.items import ItemRecord, caller
+from cloud.engine.worker.outbox import Outbox
+from cloud.engine.worker.run import Call, pack_ended
+from cloud.engine.worker.surroundings import Surroundings
+from cloud.serialization import pickling
+from cloud.serialization.namespace import Namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
+
+SMALL_S: Final = 0.0001
+"""Items of a batch that ran shorter than this share one outcome record with their neighbours."""
+
+_LARGE: Final = 4096
+"""Values of this length are not kept back to be sent with others."""
+
+_MAX_VALUES: Final = 8192
+"""About so many values share a record: as many as the processor's caches hold."""
+
+_MAX_BYTES: Final = 1 << 16
+"""Of those that are pickled each by itself."""
+
+
+class Many:
+    """The items a worker runs by the run, and the record that those share whose values can.
+
+    Args:
+        page: The shared page.
+        outbox: Takes the outcomes.
+        capture: Tells of output.
+        surroundings: Their path is that of the submission.
+        dirty: See ``Surroundings``.
+        namespace: The program's ``__main__``.
+        record: Of the items that share an outcome.
+        tidy: Puts back what jobs changed.
+    """
+
+    def __init__(
+        self,
+        page: ch.Page,
+        outbox: Outbox,
+        capture: Capture,
+        surroundings: Surroundings,
+        dirty: list[bool],
+        namespace: Namespace,
+        record: ItemRecord,
+        tidy: Callable[[], None],
+    ) -> None:
+        self._slots, self._raw = page.slots, page.raw
+        self._outbox = outbox
+        self._capture = capture
+        self._surroundings = surroundings
+        self._dirty = dirty
+        self._namespace = namespace
+        self._record = record
+        self._tidy = tidy
+
+    def run_items(
+        self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int
+    ) -> None:
+        """Run consecutive items of a chunk of that kind.
+
+        Args:
+            function: The user's.
+            kind: Of the chunk.
+            items: As they were sent.
+            position: Of the first.
+            flags: Of the frame that told of them.
+        """
+        slots, dirty, atoms, clock = self._slots, self._dirty, pickling.ATOMS, time.perf_counter
+        current, limit, small_s, cpu_clock = ch.CURRENT, ch.LIMIT, SMALL_S, time.process_time
+        raw, unlimited = self._raw, ch.LIMIT_TOP
+        call = caller(function, kind, self._namespace, dirty, self._surroundings.path)
+        prompt, deliver, outbox = bool(flags & ch.PROMPT), bool(flags & ch.DELIVER), self._outbox
+        record, is_silent = self._record, self._capture.is_silent
+        values, note = record.values, record.note
+        usual: type | None = None
+        content: bytes | None
+        last, due, full = self._begin(position)
+        soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
+        for here, item in enumerate(items, position):
+            slots[current] = here
+            if not raw[unlimited] and here >= slots[limit]:
+                break
+            try:
+                value = call(item)
+            except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome
+                ended: tuple[Any, BaseException | None] = None, exc
+                now = clock()
+                content = None
+            else:
+                now = clock()
+                if now < soon and (type(value) is usual or type(value) in atoms) and not dirty[0]:
+                    values.append(value)
+                    last = now
+                    continue
+                small, content = now - last < small_s, None
+                if not dirty[0] and (small or is_silent() or not record.has_printed()):
+                    noted = None if small else (here, last, now, cpu_clock())
+                    usual = type(value)
+                    shares = usual in atoms and not record.is_pickled
+                    if not shares:
+                        usual = None
+                        content = record.pickle(value)
+                        if type(content) is bytes and not dirty[0]:
+                            value, shares = content, True
+                    if shares:
+                        if noted is not None:
+                            note(noted)  # before its value: a poke between the two packs neither
+                        values.append(value)
+                        last = now if small and usual is not None else clock()
+                        large = (type(value) is str or type(value) is bytes) and len(value) > _LARGE
+                        large |= record.n_bytes > _MAX_BYTES
+                        if now > due or here >= full or large or deliver or (prompt and not small) or outbox.called_in:
+                            self.pack(now, take_output=small)
+                            outbox.flush()
+                            last, due, full = self._begin(here + 1)
+                        soon = -1.0 if deliver or record.is_pickled else last + small_s
+                        continue
+                ended = value, None
+                del value
+            self.pack(last, take_output=False)
+            outcome = pack_ended(
+                ended,
+                Call(_no_load, self._namespace),
+                (record.pid, time.time() - (now - last), now - last, *record.usage_of_last(last)),
+                record.output_of_last,
+                content=content,
+            )
+            del ended, content
+            outbox.hold(here, 1, outcome)
+            self._tidy()
+            if prompt or deliver or outbox.is_due():
+                outbox.flush()
+            last, due, full = self._begin(here + 1)
+            soon = -1.0 if deliver else last + small_s
+        self.pack(last)
+        self._tidy()
+
+    def _begin(self, position: int) -> tuple[float, float, int]:
+        """Begin a record: now, when it is due to be handed over, and the item that fills it."""
+        left_s = self._outbox.note_beginning()
+        now = self._record.begin(position)
+        return now, now + left_s, position + _MAX_VALUES - 1
+
+    def pack(self, ended: float, *, take_output: bool = True) -> None:
+        """Put what the record holds into the outbox; its last item ended then."""
+        packed = self._record.pack(ended, take_output=take_output)
+        if packed is not None:
+            self._outbox.hold(*packed)
+
+    def pack_amid(self) -> None:
+        """As ``pack``, while an item runs, which is the first of the next record."""
+        n = len(self._record.values)
+        if n:
+            self.pack(time.perf_counter(), take_output=False)
+            self._record.go_on(n)
+
+
+def _no_load() -> NoReturn:
+    raise AssertionError("this call has ended")
