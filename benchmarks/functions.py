@@ -39,6 +39,21 @@ def double(array):
     return array
 
 
+def paired(record):
+    """A container, from a container."""
+    return record["number"], record
+
+
+class Table:
+    """Something that can be changed, with a method: no package may send it once for all calls."""
+
+    def __init__(self):
+        self.rows = {"first": 1, "second": 2}
+
+    def look_up(self, number, *, factor=1):
+        return self.rows["first"] * number * factor
+
+
 def pick(array, index):
     return float(array[index])
 

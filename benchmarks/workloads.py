@@ -132,6 +132,25 @@ def megabyte(system: System, effort: Effort):
     return _sized(system, effort, 200, 1_000_000)
 
 
+@workload("BN", "calls with an array of 100 KB, returned doubled", Metric("", "/s", HIGHER))
+def arrays(system: System, effort: Effort):
+    import numpy as np
+
+    def run(count):
+        given = [np.full(12_500, number, dtype=np.float64) for number in range(count)]
+        seconds, found = timed(lambda: system.results([system.submit(f.double, each) for each in given]))
+        expect(all(np.array_equal(each, np.full(12_500, 2.0 * number)) for number, each in enumerate(found)))
+        return seconds
+
+    seconds, count = as_many_as_fit(run, 1000, effort)
+    return {"": 1 / seconds, "n": count}
+
+
+@workload("BM", "5,000 calls of a method, then all results", Metric("", "/s", HIGHER))
+def methods(system: System, effort: Effort):
+    return _burst(system, effort, 5000, f.Table().look_up)
+
+
 @workload("BP", "calls that print a line, then all results", Metric("", "/s", HIGHER))
 def printing(system: System, effort: Effort):
     figures = _burst(system, effort, 5000, f.say)
@@ -228,6 +247,18 @@ def map_1_000_000(system: System, effort: Effort):
         # Memory for fewer items is no figure to compare with.
         del figures["peak"]
     return figures
+
+
+@workload("CD", "map of 20,000 dicts, each returned in a tuple", Metric("", "/s", HIGHER))
+def map_dicts(system: System, effort: Effort):
+    def run(count):
+        records = [{"number": number, "name": f"record {number}"} for number in range(count)]
+        seconds, found = timed(lambda: system.map(f.paired, records))
+        expect(found == [(record["number"], record) for record in records])
+        return seconds
+
+    seconds, count = as_many_as_fit(run, 20_000, effort)
+    return {"": 1 / seconds, "n": count}
 
 
 @workload("C1", "as C, each item a message of its own", Metric("", "/s", HIGHER, Must(3, "best"), 300_000))
