@@ -9,7 +9,7 @@ from types import CellType, CodeType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 
 def cell_content(cell: CellType) -> tuple[Any] | None:
@@ -73,6 +73,7 @@ def imports_as(obj: Any, module: str | None, qualname: str) -> bool:
 
 
 _importable: dict[tuple[str, int], bool] = {}
+_EVERYWHERE: Final = frozenset((*sys.builtin_module_names, *sys.stdlib_module_names))
 
 
 def importable(name: str) -> bool:
@@ -80,7 +81,7 @@ def importable(name: str) -> bool:
     top = name.partition(".")[0]
     if top == "__main__":
         return False
-    if top in sys.builtin_module_names or top in sys.stdlib_module_names:
+    if top in _EVERYWHERE:
         return True
     module = sys.modules.get(top)
     key = (name, id(module))
