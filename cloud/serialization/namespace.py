@@ -40,18 +40,44 @@ class Namespace:
         self.key = key
         self.received: dict[str, bytes] = {}
         self.bases: dict[bytes, tuple[FunctionType, list[Row]]] = {}
+        self._coming: dict[str, tuple[Row, list[memoryview]]] = {}
+        self._taking = ""
 
     def known_there(self, name: str) -> bool:
         """True when the other side has this name from elsewhere, so that it need not be sent."""
         return False
 
     def apply(self, table: list[Row], buffers: list[memoryview]) -> None:
-        """Take over definitions that are news here."""
-        for name, digest, content, start, n in table:
-            if self.received.get(name) != digest:
-                value = pickle.loads(content, buffers=buffers[start : start + n])
-                self.variables[name] = value
-                self.received[name] = digest
+        """Take over definitions that are news here, each as soon as another asks for it."""
+        before, self._coming = self._coming, {}
+        for row in table:
+            if self.received.get(row[0]) != row[1]:
+                self._coming[row[0]] = row, buffers
+        try:
+            while self._coming:
+                self._take(next(iter(self._coming)))
+        finally:
+            self._coming = before
+
+    def _take(self, name: str) -> None:
+        (_, digest, content, start, n), buffers = self._coming.pop(name)
+        before, self._taking = self._taking, name
+        try:
+            self.variables[name] = pickle.loads(content, buffers=buffers[start : start + n])
+        finally:
+            self._taking = before
+        self.received[name] = digest
+
+    def get(self, name: str) -> Any:
+        """A global; KeyError if there is none."""
+        if name in self._coming:
+            self._take(name)
+        return self.variables[name]
+
+    def show(self, name: str, made: Any) -> None:
+        """A function or class was made, and has nothing in it yet: what is in it may ask for it by its name."""
+        if name == self._taking:
+            self.variables[name] = made
 
 
 class CopiedNamespace(Namespace):

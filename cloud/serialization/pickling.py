@@ -20,12 +20,12 @@ from __future__ import annotations
 import _pickle as pickle  # its half in Python adds little, and 3 ms to the time to the first result, twice
 import io
 import marshal
-import sys
 from _thread import _local
 from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
+from cloud.serialization import definitions
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.flat import CONTAINERS, PROTOCOL, Pieces, pickle_flat
 from cloud.serialization.large import LargeGlobal
@@ -74,7 +74,7 @@ def _main_variables() -> dict[str, Any]:
 def _main_attribute(path: str) -> Any:
     first, *rest = path.split(".")
     try:
-        value = _main_variables()[first]
+        value = program_main()[first] if _active.namespace is None else _active.namespace.get(first)
     except KeyError:
         raise SerializationError(f"__main__ has no {first!r} here") from None
     for name in rest:
@@ -84,7 +84,10 @@ def _main_attribute(path: str) -> Any:
 
 def _make_function(code: bytes, name: str, n_cells: int) -> FunctionType:
     closure = tuple(CellType() for _ in range(n_cells))
-    return FunctionType(marshal.loads(code), _main_variables(), name, None, closure)
+    function = FunctionType(marshal.loads(code), _main_variables(), name, None, closure)
+    if _active.namespace is not None:
+        _active.namespace.show(name, function)
+    return function
 
 
 def _fill_function(function: FunctionType, state: tuple[Any, ...]) -> None:
@@ -129,6 +132,8 @@ def _make_class(maker: str, arguments: tuple[Any, ...]) -> type:
     tracker = f"{key}|{original}" if key else original
     known = tracker in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
     cls: type = getattr(cloudpickle, maker)(*head, tracker, extra)
+    if _active.namespace is not None:
+        _active.namespace.show(cls.__name__, cls)
     if not known:
         _active.fresh += (cls,)
     return cls
@@ -143,11 +148,13 @@ def _fill_class(cls: type, state: Any) -> None:
     cloudpickle._class_setstate(cls, state)
 
 
+def _fill_enum(cls: type, state: tuple[Any, dict[str, dict[str, Any]]]) -> None:
+    _fill_class(cls, state[0])
+    if _active.namespace is not None or cls in _active.fresh:
+        definitions.fill_members(cls, state[1])
+
+
 # --- to bytes ---------------------------------------------------------------------------------------------------------
-
-
-_COMMON_REDUCERS: Final = frozenset(("_reduce_method", "_reduce_method_descriptor", "_reduce_partial"))
-"""The others of multiprocessing hand over sockets, connections and shared memory, or refuse to."""
 
 
 class _NeedsCloudpickle(Exception):
@@ -164,10 +171,12 @@ class _Main:
     root: Any
     uses_main: bool
 
-    def refer(self, name: str) -> None:
+    def refer(self, path: str) -> Any:
+        """How a global of ``__main__`` is asked for, or what it has inside."""
         if self.known is None:
-            self.names[name] = None
+            self.names[path.partition(".")[0]] = None
         self.uses_main = True
+        return _main_attribute, (path,)
 
     def main_path(self, obj: Any) -> str | None:
         """Dotted name under which ``__main__`` holds exactly this object, if it does and the reader will know it."""
@@ -184,6 +193,18 @@ class _Main:
             return None
         return path
 
+    def is_global(self, name: str, obj: Any) -> bool:
+        """Whether ``__main__`` holds this object under that name, and the reader will know it."""
+        return self.variables.get(name) is obj and obj is not self.root and (self.known is None or name in self.known)
+
+    def reduce(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType:
+            return self.reduce_function(obj)
+        if kind is type or issubclass(kind, type):
+            return self.reduce_class(obj)
+        return self.reduce_other(obj)
+
     def reduce_function(self, function: FunctionType) -> Any:
         if function.__globals__ is not self.variables:
             if imports_as(function, function.__module__, function.__qualname__):
@@ -191,8 +212,7 @@ class _Main:
             raise _NeedsCloudpickle
         path = self.main_path(function)
         if path is not None:
-            self.refer(path.partition(".")[0])
-            return _main_attribute, (path,)
+            return self.refer(path)
         self.uses_main = True
         code = function.__code__
         for name in global_names(code):
@@ -215,8 +235,7 @@ class _Main:
         if cls.__module__ == "__main__":
             path = self.main_path(cls)
             if path is not None:
-                self.refer(path.partition(".")[0])
-                return _main_attribute, (path,)
+                return self.refer(path)
             raise _NeedsCloudpickle
         if cls.__module__ == "builtins" or imports_as(cls, cls.__module__, cls.__qualname__):
             return NotImplemented
@@ -235,16 +254,14 @@ class _Main:
             elif imports_as(obj, module, getattr(obj, "__qualname__", "<lambda>")):
                 return NotImplemented
             if path is not None:
-                self.refer(path.partition(".")[0])
-                return _main_attribute, (path,)
+                return self.refer(path)
             return _make_cached, (obj.__wrapped__, obj.cache_parameters())
-        handing_over = sys.modules.get("multiprocessing.reduction")
-        if handing_over is not None:
-            reducer = handing_over.ForkingPickler._extra_reducers.get(kind)
-            # Not those of partials and methods, which pickle knows better by now.
-            if reducer is not None and reducer.__name__ not in _COMMON_REDUCERS:
-                return reducer(obj)
-        return NotImplemented
+        if kind.__name__ == "cached_property" and kind.__module__ == "functools":
+            return definitions.reduce_property(obj)
+        if kind.__module__ in ("__main__", "typing") and (found := definitions.name_in_main(obj, kind)) is not None:
+            name, made = found
+            return self.refer(name) if name and self.is_global(name, obj) else made
+        return definitions.reduce_handed_over(obj, kind)
 
 
 class _PlainPickler(_Main, pickle.Pickler):
@@ -254,13 +271,7 @@ class _PlainPickler(_Main, pickle.Pickler):
         pickle.Pickler.__init__(self, file, PROTOCOL, buffer_callback=callback)
         self.names, self.variables, self.known, self.root, self.uses_main = {}, variables, known, root, False
 
-    def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
-        if kind is FunctionType:
-            return self.reduce_function(obj)
-        if kind is type or issubclass(kind, type):
-            return self.reduce_class(obj)
-        return self.reduce_other(obj)
+    reducer_override = _Main.reduce
 
 
 def _cloudpickler_class() -> Any:
@@ -276,23 +287,22 @@ def _cloudpickler_class() -> Any:
             self.names, self.variables, self.known, self.root, self.uses_main = {}, variables, known, root, False
 
         def reducer_override(self, obj: Any) -> Any:
-            kind = type(obj)
             try:
-                if kind is FunctionType:
-                    reduced = self.reduce_function(obj)
-                elif kind is type or issubclass(kind, type):
-                    reduced = self.reduce_class(obj)
-                else:
-                    reduced = self.reduce_other(obj)
+                reduced = self.reduce(obj)
                 if reduced is not NotImplemented:
                     return reduced
             except _NeedsCloudpickle:
                 pass
             reduced = cloudpickle.Pickler.reducer_override(self, obj)
             maker = reduced[0].__name__ if isinstance(reduced, tuple) else ""
-            if maker in ("_make_skeleton_class", "_make_skeleton_enum"):
+            if maker == "_make_skeleton_class":
                 self.uses_main = True
-                return _make_class, (maker, reduced[1]), *reduced[2:5], _fill_class
+                arguments, state = definitions.with_slots(obj, reduced[1], reduced[2])
+                return _make_class, (maker, arguments), state, *reduced[3:5], _fill_class
+            if maker == "_make_skeleton_enum":
+                self.uses_main = True
+                state = reduced[2], definitions.members_of(obj)
+                return _make_class, (maker, reduced[1]), state, *reduced[3:5], _fill_enum
             return reduced
 
     _lazy["cloudpickler"] = _CloudPickler
