@@ -8,6 +8,7 @@ again, with other immutable values in it each time, only those are pickled.
 from __future__ import annotations
 
 import sys
+from _weakref import ref
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
@@ -165,7 +166,7 @@ class FunctionCache:
         self._entries: dict[int, _Entry] = {}
         self._large: dict[int, tuple[Any, Sent, Function]] = {}
         self._large_globals: Any = None
-        self._origins: dict[int, tuple[Any, Function]] = {}
+        self._origins: dict[int, tuple[ref[Any], Function]] = {}
 
     def get(self, function: Callable[..., Any], namespace: Namespace | None) -> Function:
         """The function's bytes, pickled now or known to be unchanged.
@@ -208,13 +209,13 @@ class FunctionCache:
         return made
 
     def _origin(self, function: Any) -> Function:
-        """What knows how long jobs take that run the same code."""
+        """What knows how long jobs take that run the same code; it keeps nothing of the user's alive."""
         code, name = _code_of(function), function_name(function)
         known = self._origins.get(id(code))
-        if known is None or known[0] is not code or known[1].name != name:
+        if known is None or known[0]() is not code or known[1].name != name:
             if len(self._origins) >= _MAX_KEPT:
                 self._origins.clear()
-            known = self._origins[id(code)] = code, Function(b"", name)
+            known = self._origins[id(code)] = ref(code), Function(b"", name)
         return known[1]
 
 
@@ -297,8 +298,8 @@ def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: in
             if _watch(value, variables, watched, depth + 1) is None:
                 return None
             if type(value) is FunctionType and value.__globals__ is variables:
-                watched.append(((_FunctionView(value), "code"), value.__code__))
-                watched.append(((_FunctionView(value), "defaults"), value.__defaults__))
+                view = _FunctionView(value)
+                watched += [((view, name), view.get(name, None)) for name in _REPLACED]
             continue
         return None
     return watched
@@ -348,6 +349,9 @@ def _watch_submodules(package: str, names: Iterable[str], watched: Watched) -> N
             _watch_submodules(full, names, watched)
 
 
+_REPLACED: Final = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")
+
+
 class _FunctionView:
     """Looks like a dict to the comparison: the parts of a helper function that may be replaced in place."""
 
@@ -357,7 +361,7 @@ class _FunctionView:
         self.function = function
 
     def get(self, name: str, default: Any) -> Any:
-        return self.function.__code__ if name == "code" else self.function.__defaults__
+        return getattr(self.function, name) or None  # an empty dict is one that nobody has set anything in
 
 
 def _constant(value: Any) -> bool:

@@ -108,6 +108,24 @@ MISSING = Sentinel()
 def is_missing(value=MISSING): return value is MISSING
 """
 
+HELPERS = """
+def helper(): return 1
+def attribute(): return getattr(helper, "later", None)
+assert cloud.result(cloud.call(attribute)) is None
+helper.later = 4
+assert cloud.result(cloud.call(attribute)) == 4
+
+def keyword(*, y): return y
+def calling():
+    try:
+        return keyword()
+    except TypeError:
+        return "none"
+assert cloud.result(cloud.call(calling)) == "none"
+keyword.__kwdefaults__ = {"y": 4}
+assert cloud.result(cloud.call(calling)) == 4
+"""
+
 CHECKS = """
 def once(function, *args):
     return cloud.result(cloud.call(function, *args))
@@ -155,3 +173,8 @@ assert once(lambda: MISSING) is MISSING
 @pytest.mark.parametrize("start", ["import cloud", "import cloud\ncloud.start_simulator()"], ids=["mp", "simulator"])
 def test_classes_and_values_of_the_program_go_and_come_back(program: Start, start: str) -> None:
     program(f"{start}\n{DEFINITIONS}\n{CHECKS}").ended()
+
+
+@pytest.mark.parametrize("start", ["import cloud", "import cloud\ncloud.start_simulator()"], ids=["mp", "simulator"])
+def test_what_is_set_on_a_helper_reaches_later_calls(program: Start, start: str) -> None:
+    program(f"{start}\n{HELPERS}").ended()

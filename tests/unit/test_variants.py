@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 import sys
 import threading
+import weakref
 import wsgiref
 from collections.abc import Callable
 from functools import partial
@@ -184,6 +186,17 @@ def test_jobs_of_the_same_code_are_expected_to_take_as_long(cache: FunctionCache
         again = cache.get(kind(), None)
         assert again is not first
         assert (again.mean_s, again.name) == (seconds, first.name)
+
+
+def test_what_is_known_of_code_keeps_none_of_it_alive(cache: FunctionCache) -> None:
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    exec("class Kind:\n def __call__(self): pass\ndef function(x=[1]): pass", variables)
+    cache.get(variables["Kind"](), None)
+    cache.get(variables["function"], None)
+    left = [weakref.ref(variables["Kind"]), weakref.ref(variables["function"].__code__)]
+    variables.clear()
+    gc.collect()
+    assert [each() for each in left] == [None, None]
 
 
 def test_what_is_known_of_code_keeps_no_bytes_alive(cache: FunctionCache) -> None:
