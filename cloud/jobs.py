@@ -128,7 +128,10 @@ _LAST: Final = [(_DEFAULTS, DEFAULT_OPTIONS)]
 
 
 def _shared(options: JobOptions) -> JobOptions:
-    """One object for options that equal the defaults, or those before: calls with the same ones may share a batch."""
+    """One object for options that equal the defaults, or those before: calls with the same ones may share a batch.
+
+    Later calls have these too: every value must be our own, none an object that the user may change.
+    """
     values = _values_of(options)
     last_values, last = _LAST[0]
     if values == last_values:
@@ -234,7 +237,7 @@ def _set_env_vars(options: JobOptions, name: str, value: Any) -> None:
     import os
 
     if isinstance(value, dict):
-        pairs = value
+        pairs = dict(value)  # the user may change his
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
         names = list(value)
         missing = [each for each in names if isinstance(each, str) and each not in os.environ]
@@ -364,7 +367,9 @@ STDOUT: Final = 5
 STDERR: Final = 6
 PROFILE: Final = 7  #: marshalled statistics of cProfile
 EXITCODE: Final = 8  #: of a lost worker, as decimal text
-TIMES: Final = 9  #: beside PACKED: records of ITEM_TIMES, of those items that were not too small for times of their own
+TIMES: Final = 9
+"""Beside PACKED or PICKLED, or the VALUE of an item that could have shared its outcome: records of ITEM_TIMES, of those
+items that were not too small for times of their own."""
 PICKLED: Final = 10  #: as PACKED, but of the results' pickles: they may be changed, or need the program to be rebuilt
 VALUES: Final = (VALUE, PACKED, PICKLED)  #: one of these is there if the job is DONE
 

@@ -337,6 +337,16 @@ def test_callbacks_are_taken_in_every_form() -> None:
         assert callbacks == {"_callback": expected}
 
 
+def test_options_are_not_the_users_own_objects() -> None:
+    variables, before = {"A": "1"}, [1]
+    options, _ = split_options({"_os_env_vars": variables, "_depends_on": before}, accept=CALL_OPTIONS)
+    same, _ = split_options({"_os_env_vars": {"A": "1"}, "_depends_on": [1]}, accept=CALL_OPTIONS)
+    variables["A"] = "2"
+    before.append(2)
+    assert same is options
+    assert (options.env_vars, options.depends_on) == ({"A": "1"}, [1])
+
+
 @given(st.data(), st.sets(st.sampled_from(sorted(GOOD))))
 def test_options_travel_as_json(data: st.DataObject, names: set[str]) -> None:
     options, _ = split_options({name: data.draw(GOOD[name][1]) for name in names}, accept=CALL_OPTIONS)
