@@ -77,7 +77,7 @@ def shared_values(segment: Segment) -> list[Any] | None:
 def _unpacked(raw: bytes, content: bytes, skip: int, n: int, length: int) -> list[Any]:
     if n == length:
         return pickling.loads_list(content)
-    # Whoever asks for jobs one by one would have thousands of values rebuilt for each; these are immutable.
+    # Whoever asks for jobs one by one would have thousands of values rebuilt for each; these are immutable, or pickles.
     many = next((values for held, values in tuple(_last_read) if held is raw), None)
     if many is None:
         many = pickling.loads_list(content)

@@ -190,6 +190,25 @@ class FailsToDump:
         raise ValueError("cannot be dumped")
 
 
+class NotesDumps:
+    """Notes each time it is asked for its bytes; then it waits, holds, or fails."""
+
+    def __init__(self, path: str, *, seconds: float = 0.0, gate: Gate | None = None, fails: bool = False) -> None:
+        self.path = path
+        self.seconds = seconds
+        self.gate = gate
+        self.fails = fails
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        note(self.path, "asked")
+        time.sleep(self.seconds)
+        if self.gate is not None:
+            self.gate.hold_then_note(self.path)
+        if self.fails:
+            raise ValueError("cannot be dumped")
+        return NotesDumps, (self.path,)
+
+
 class PrintsWhenPickled:
     """Prints as it is pickled."""
 

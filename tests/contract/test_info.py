@@ -17,7 +17,7 @@ from cloud.client.info import KEYS
 from cloud.errors import CloudException, JobFailed, JobNotFound
 from tests import sample_functions as sample
 from tests.contract.conftest import PROCESSES_ONLY
-from tests.contract.jobs import Gate, eventually, show
+from tests.contract.jobs import Gate, NotesDumps, eventually, show
 
 DEFAULT = {"status", "stdout", "stderr", "runtime"}
 
@@ -192,6 +192,22 @@ def test_items_that_are_not_small_have_times_of_their_own(api: ModuleType) -> No
             assert (facts["finished"] - facts["started"]).total_seconds() == pytest.approx(facts["runtime"], abs=1e-4)
         else:
             assert facts["runtime"] < 1
+
+
+def test_what_pickling_a_result_takes_is_no_runtime(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
+    path = str(tmp_path / "asked")
+
+    def job(i: int) -> Any:
+        if i == 1:
+            time.sleep(0.002)
+        return NotesDumps(path, seconds=0.2 if i in (1, 5) else 0.0) if i % 4 == 1 else [i]
+
+    api.join(api.map(job, [0] * 50))
+    jids = api.map(job, range(50))
+    api.join(jids)
+    found = api.info(jids, ["runtime", "shared_by"])
+    assert sum(facts["runtime"] for facts in found.values()) < 0.2
+    assert all(facts["runtime"] >= 0 for facts in found.values())
 
 
 def test_items_that_share_a_record_have_processor_times_of_their_own(api: ModuleType) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cloud.errors import CloudTimeoutError, JobKilled, KilledException
 from tests import sample_functions as sample
 from tests.contract.conftest import PROCESSES_ONLY
-from tests.contract.jobs import Gate, eventually, note, notes
+from tests.contract.jobs import Gate, NotesDumps, eventually, note, notes
 
 WITHIN_S = 1.5
 """The promise is one second; the rest is for a busy machine."""
@@ -169,6 +169,16 @@ def test_killing_again_and_again_in_the_middle_of_many_jobs(api: ModuleType, two
     found = api.result(jids, ignore_errors=True)
     for i, (state, value) in enumerate(zip(states, found, strict=True)):
         assert value == i if state == "done" else isinstance(value, JobKilled)
+
+
+def test_one_whose_result_is_being_pickled(api: ModuleType, one_slot: None, gate: Gate, tmp_path: Path) -> None:
+    asked = str(tmp_path / "asked")
+    jids = api.map(lambda i: NotesDumps(asked, gate=gate) if i == 3 else [i], range(8))
+    gate.await_begun()
+    api.kill(jids[3])
+    assert api.status(jids[3]) == "killed"
+    assert eventually(lambda: notes(asked)[1:]) == ["KilledException"], "it was told, and asked once"
+    assert api.result([jid for jid in jids if jid != jids[3]], timeout=20) == [[i] for i in range(8) if i != 3]
 
 
 # --- by force ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from cloud.errors import CloudException, JobFailed, SerializationError
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.jobs import CountsLoads, FailsToDump, Gate, Point, eventually, notes
+from tests.contract.jobs import CountsLoads, FailsToDump, Gate, NotesDumps, Point, eventually, notes
 
 
 def test_it_returns_the_jids_as_a_range(api: ModuleType) -> None:
@@ -244,6 +244,19 @@ def test_what_is_printed_while_a_result_is_pickled_is_its_jobs_own(api: ModuleTy
     for i, facts in enumerate(api.info(jids, ["stdout"]).values()):
         assert f"value {i}\n" in facts["stdout"]
         assert facts["stdout"].count(f"value {i}\n") == facts["stdout"].count("\n")
+
+
+def test_a_result_that_cannot_be_pickled_is_not_asked_again_and_again(
+    api: ModuleType, one_slot: None, tmp_path: Path
+) -> None:
+    asked = [str(tmp_path / name) for name in ("alone", "among others")]
+    alone = api.call(NotesDumps, asked[0], fails=True)
+    among = api.map(lambda i: NotesDumps(asked[1], fails=True) if i == 1 else [i], range(3))
+    for failed in (alone, among[1]):
+        with pytest.raises(JobFailed, match="cannot be dumped"):
+            api.result(failed)
+    assert api.result([among[0], among[2]]) == [[0], [2]]
+    assert len(notes(asked[0])) == len(notes(asked[1]))
 
 
 @pytest.mark.parametrize("place", [0, 1, 700, 1999])

@@ -138,6 +138,23 @@ def test_a_job_may_put_another_stream_in_place(api: ModuleType, one_slot: None) 
     assert output_of(api, api.call(print, "after")) == ("after\n", "")
 
 
+def test_another_stream_stays_in_no_place_for_the_next_item(api: ModuleType, one_slot: None) -> None:
+    def job(i: int) -> list[int]:
+        import io
+
+        if i % 10 == 3:
+            sys.stdout = io.StringIO()
+        elif i % 10 == 4:
+            print(i)
+        return [i]
+
+    api.join(api.map(job, range(20)))  # now a worker is there, and items come fast
+    jids = api.map(job, range(100))
+    assert api.result(jids) == [[i] for i in range(100)]
+    printed = [facts["stdout"] for facts in api.info(jids, ["stdout"]).values()]
+    assert printed == [f"{i}\n" if i % 10 == 4 else "" for i in range(100)]
+
+
 @PROCESSES_ONLY
 def test_what_is_written_below_python_is_captured(api: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     def child_program() -> None:

@@ -79,6 +79,20 @@ def test_what_a_job_changes_is_put_back(api: ModuleType, one_slot: None, tmp_pat
     assert (look(), os.environ["HOME"], list(sys.path)) == before
 
 
+@pytest.mark.parametrize("how", ["in place", "another list"])
+def test_an_item_finds_no_path_of_those_before_it(api: ModuleType, one_slot: None, how: str) -> None:
+    def job(i: int) -> tuple[int]:
+        found = sum(each.startswith("/made/up") for each in sys.path)
+        if how == "in place":
+            sys.path.append(f"/made/up/{i}")
+        else:
+            sys.path = [*sys.path, f"/made/up/{i}"]
+        return (found,)
+
+    api.join(api.map(job, range(5)))
+    assert set(api.result(api.map(job, range(100)))) == {(0,)}
+
+
 @CHILDREN_ONLY
 def test_an_environment_that_a_job_puts_in_place_of_its_own_goes(api: ModuleType, one_slot: None) -> None:
     def replace() -> None:

@@ -113,10 +113,14 @@ class Capture:
                 self._streams[index] = stream
                 self._foreign = True
 
+    def is_in_place(self) -> bool:
+        """True while our streams are in their places: what is printed leaves a note."""
+        streams = self._streams
+        return not self._foreign and sys.stdout is streams[0] and sys.stderr is streams[1]
+
     def is_silent(self) -> bool:
         """True when nothing was printed since the last ``take``, and all streams are in their places."""
-        streams = self._streams
-        if self._dirty[0] or self._foreign or sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+        if self._dirty[0] or not self.is_in_place():
             return False
         try:
             if self._captured:

@@ -67,27 +67,26 @@ class ItemRecord:
     Args:
         pid: Process id to report.
         output: Takes what was printed since it was called last.
-        namespace: The program's ``__main__``.
 
     Attributes:
         pid: As given.
         values: Of the items so far.
         is_pickled: Each of the values, and of those to come, is a pickle by itself, as one of them could be changed.
-        n_bytes: Of such pickles.
+        n_bytes: Of such pickles that were added.
         position: Of the first of them.
         note: Takes (position, began, ended, processor time of this process then) of an item that is not small. Its
             times are worked out later, for all together: what runs once a millisecond finds nothing in the processor's
             caches, where ``usage`` takes 3 us.
     """
 
-    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]], namespace: Namespace) -> None:
+    def __init__(self, pid: int, output: Callable[[], tuple[bytes, bytes]]) -> None:
         self.values: list[Any] = []
         self.is_pickled = False
         self.n_bytes = 0
         self.position = 0
         self.pid = pid
         self._output = output
-        self._namespace = namespace
+        self._pickling_s = 0.0
         self._printed = b"", b""
         self._began = 0.0, 0.0
         self._user_s = self._system_s = 0.0
@@ -100,6 +99,7 @@ class ItemRecord:
         """The next item is the first of a record; now, on the clock of ``perf_counter``."""
         self.position = position
         self.is_pickled = False
+        self.n_bytes, self._pickling_s = 0, 0.0
         now = time.perf_counter()
         if now - self._used_at > _LOOK_S:
             self._epoch = time.time() - now
@@ -108,27 +108,22 @@ class ItemRecord:
         self._began = self._epoch + now, now
         return now
 
-    def go_on(self, n: int) -> None:
-        """The item that runs is the first of the next record: the ``n`` before it were packed."""
+    def go_on(self, n: int, ended: float) -> None:
+        """The item that runs is the first of the next record: the ``n`` before it were packed, and ended then."""
         self.position += n
+        self._began = self._began[0] + ended - self._began[1], ended
+
+    def add_pickle(self, content: bytes, began: float) -> float:
+        """Add a value that was pickled, which began then. The others so far are pickled too. Now, on that clock."""
+        if not self.is_pickled:
+            self.values[:] = map(pickling.dumps_plain, self.values)
+            self.is_pickled = True
+        self.values.append(content)
+        self.n_bytes += len(content)
         now = time.perf_counter()
-        self._began = self._began[0] + now - self._began[1], now
-
-    def pickle(self, value: Any) -> bytes | None:
-        """The pickle of a value; the others so far are pickled too, if it can share their outcome.
-
-        That is plain bytes. What lies in shared memory has an outcome of its own; so has what cannot be pickled: None.
-        """
-        try:
-            content = pickling.dumps_result(value, self._namespace, share=True)
-        except BaseException:  # noqa: BLE001 - a __reduce__ of the user's may raise anything, and is asked again
-            return None
-        if type(content) is bytes:
-            if not self.is_pickled:
-                self.values[:] = map(pickling.dumps_plain, self.values)
-                self.is_pickled = True
-            self.n_bytes += len(content)
-        return content
+        # This record may have begun since, at a poke.
+        self._pickling_s += now - max(began, self._began[1])
+        return now
 
     def has_printed(self) -> bool:
         """True if the item that ended last printed, and must have an outcome of its own."""
@@ -177,17 +172,25 @@ class ItemRecord:
         return times
 
     def pack(self, ended: float, *, take_output: bool = True) -> tuple[int, int, bytes] | None:
-        """(position, number of items, packed outcome) of what there is, if anything; the record is empty then."""
-        values = self.values
+        """(position, number of items, packed outcome) of what there is, if anything; the record is empty then.
+
+        Args:
+            ended: When the last item did: if it was pickled, after that.
+            take_output: What was printed goes with it.
+        """
+        values, pickling_s = self.values, self._pickling_s
+        self.n_bytes, self._pickling_s = 0, 0.0
         if not values:
             return None
         times = self._take_times(self.position + len(values))
         started, began = self._began
-        tag, content = PACKED, b""
-        if self.is_pickled:
-            tag, content = (PICKLED, b"") if len(values) > 1 else (VALUE, values[0])
-            self.n_bytes = 0
-        content = content or pickling.dumps_list(values)
+        runtime_s = max(0.0, ended - began - pickling_s)
+        if not self.is_pickled:
+            tag, content = PACKED, pickling.dumps_list(values)
+        elif len(values) > 1:
+            tag, content = PICKLED, pickling.dumps_list(values)
+        else:
+            tag, content = VALUE, values[0]
         out, err = self._output() if take_output else (b"", b"")
         if len(values) == len(times) == 1 and not (out or err):
             packed = pack_value(tag, content, self.pid, *times[0][1:])
@@ -195,9 +198,9 @@ class ItemRecord:
             # Written below sys.stdout by one of the small items: which one cannot be told.
             sections = [(tag, content), (STDOUT, out), (STDERR, err)]
             sections.append((TIMES, b"".join(starmap(ITEM_TIMES.pack, times))))
-            packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=ended - began)
+            packed = pack_outcome(DONE, sections, pid=self.pid, started=started, runtime_s=runtime_s)
         else:
-            packed = pack_value(tag, content, self.pid, started, ended - began, 0.0, 0.0, 0)
+            packed = pack_value(tag, content, self.pid, started, runtime_s, 0.0, 0.0, 0)
         n = len(values)
         values.clear()
         return self.position, n, packed

@@ -95,7 +95,7 @@ class Worker:
             self._surroundings,
             self._dirty,
             self.namespace,
-            ItemRecord(self.pid, self._end_of_output, self.namespace),
+            ItemRecord(self.pid, self._end_of_output),
             self._tidy,
         )
         link.before_request = self._flush_before_request
@@ -195,6 +195,8 @@ class Worker:
     def _on_run(self, body: Any) -> None:
         position, jid, token, context, _, depth, flags = ch.RUN_HEAD.unpack_from(body)
         slots = self.slots
+        if position >= slots[ch.LIMIT]:
+            return  # not announced: should we die before the engine hears that we stopped, it never began
         slots[ch.CURRENT] = position
         if position >= slots[ch.LIMIT]:
             return
@@ -250,6 +252,8 @@ class Worker:
         position, jid, token, context, _, depth, flags, chunk, first, n = ch.RANGE_HEAD.unpack_from(body)
         extras: dict[str, str] = pickling.loads(body[ch.RANGE_HEAD.size + 4 :]) if flags & ch.EXTRAS else {}
         kind, items = self._received.chunk(chunk)
+        if position >= self.slots[ch.LIMIT]:
+            return
         self.depth = depth
         self._jid_offset = jid - position
         is_large = n == 1 and type(items[first]) is SharedBytes
@@ -365,7 +369,10 @@ def _inside_job(frame: FrameType | None) -> bool:
     return False
 
 
-_CALLERS: Final = frozenset({"run_call", "run_items", "call_spread", "call_loaded", "_profiled", "load"})
+# Of the user's functions; and pickle_value, as a __reduce__ of the user's may run for long, too.
+_CALLERS: Final = frozenset(
+    {"run_call", "run_items", "call_spread", "call_loaded", "pickle_value", "_profiled", "load"}
+)
 _OWN_FILES: Final = frozenset(
     {
         __file__,

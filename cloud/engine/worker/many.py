@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -64,6 +65,7 @@ class Many:
         self._namespace = namespace
         self._record = record
         self._tidy = tidy
+        self._last: float | None = None  #: while a value is pickled: when the item before it ended
 
     def run_items(
         self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int
@@ -85,7 +87,7 @@ class Many:
         record, is_silent = self._record, self._capture.is_silent
         values, note = record.values, record.note
         usual: type | None = None
-        content: bytes | None
+        content: bytes | BaseException | None
         last, due, full = self._begin(position)
         soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
         for here, item in enumerate(items, position):
@@ -110,19 +112,22 @@ class Many:
                     usual = type(value)
                     shares = usual in atoms and not record.is_pickled
                     if not shares:
-                        usual = None
-                        content = record.pickle(value)
-                        if type(content) is bytes and not dirty[0]:
-                            value, shares = content, True
+                        self._last = last
+                        usual, content = None, self.pickle_value(value)
+                        self._last = None
+                        shares = type(content) is bytes and self._is_in_order()
                     if shares:
                         if noted is not None:
                             note(noted)  # before its value: a poke between the two packs neither
-                        values.append(value)
-                        last = now if small and usual is not None else clock()
-                        large = (type(value) is str or type(value) is bytes) and len(value) > _LARGE
-                        large |= record.n_bytes > _MAX_BYTES
-                        if now > due or here >= full or large or deliver or (prompt and not small) or outbox.called_in:
-                            self.pack(now, take_output=small)
+                        if type(content) is bytes:
+                            last = record.add_pickle(content, now)
+                            large = len(content) > _LARGE or record.n_bytes > _MAX_BYTES
+                        else:
+                            values.append(value)
+                            last = now if small else clock()
+                            large = (usual is str or usual is bytes) and len(value) > _LARGE
+                        if last > due or here >= full or large or deliver or (prompt and not small) or outbox.called_in:
+                            self.pack(last, take_output=small)
                             outbox.flush()
                             last, due, full = self._begin(here + 1)
                         soon = -1.0 if deliver or record.is_pickled else last + small_s
@@ -147,6 +152,21 @@ class Many:
         self.pack(last)
         self._tidy()
 
+    def pickle_value(self, value: Any) -> bytes | BaseException:
+        """The pickle of a value, or what pickling it raised: a ``__reduce__`` of the user's may raise anything.
+
+        By this name the worker's signal handlers know that the user's code runs.
+        """
+        try:
+            return pickling.dumps_result(value, self._namespace, share=True)
+        except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome; it is not asked again
+            return exc
+
+    def _is_in_order(self) -> bool:
+        """True if the item left nothing behind that is to be put back before the next one."""
+        # Neither what stands in the place of a stream nor the import path leaves a note.
+        return not self._dirty[0] and self._capture.is_in_place() and sys.path == self._surroundings.path
+
     def _begin(self, position: int) -> tuple[float, float, int]:
         """Begin a record: now, when it is due to be handed over, and the item that fills it."""
         left_s = self._outbox.note_beginning()
@@ -163,8 +183,10 @@ class Many:
         """As ``pack``, while an item runs, which is the first of the next record."""
         n = len(self._record.values)
         if n:
-            self.pack(time.perf_counter(), take_output=False)
-            self._record.go_on(n)
+            # Neither is one that is being pickled, nor what that takes, to lengthen those before it.
+            now = time.perf_counter() if self._last is None else self._last
+            self.pack(now, take_output=False)
+            self._record.go_on(n, now)
 
 
 def _no_load() -> NoReturn:

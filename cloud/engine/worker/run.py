@@ -125,7 +125,7 @@ def pack_ended(
     output: Callable[[], tuple[bytes, bytes]],
     max_result_bytes: int = 0,
     sections: list[tuple[int, bytes]] | None = None,
-    content: bytes | None = None,
+    content: bytes | BaseException | None = None,
 ) -> bytes:
     """Pack how a job ended.
 
@@ -136,7 +136,7 @@ def pack_ended(
         output: Gives what it printed.
         max_result_bytes: As for ``run_call``.
         sections: Further sections of the outcome.
-        content: The pickle of its value, if there is one already.
+        content: The pickle of its value, or what pickling it raised, if that was tried already.
     """
     value, error = ended
     status = DONE
@@ -146,6 +146,8 @@ def pack_ended(
             content = _pickle_result(value, call, max_result_bytes)
         except BaseException as exc:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
             error = _unpicklable_result(value, exc)
+    elif isinstance(content, BaseException):
+        error, content = _unpicklable_result(value, content), None
     if content is None:
         content = b""
     if error is not None:
