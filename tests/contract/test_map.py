@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -215,6 +216,16 @@ def test_values_that_travel_in_different_ways(api: ModuleType) -> None:
     assert printed == {jids[i]: f"job {i}\n" for i in range(n) if i % 13 == 11}
     one_by_one = [api.result(jid, ignore_errors=True) for jid in jids]
     assert [str(value) for value in one_by_one] == [str(value) for value in found]
+
+
+def test_a_result_that_cannot_be_pickled_is_told_of_alike(api: ModuleType) -> None:
+    jids = [api.call(sample.unpicklable_result), *api.map(lambda _: sample.unpicklable_result(), range(2))]
+    errors = api.result(jids, ignore_errors=True)
+    texts = {re.sub("0x[0-9a-f]+", "", str(error).partition(":")[2]) for error in errors}
+    assert len(texts) == 1
+    (text,) = texts
+    assert "cannot be pickled" in text
+    assert "engine/worker" not in text
 
 
 def test_a_value_is_as_it_was_when_its_job_ended(api: ModuleType, one_slot: None) -> None:

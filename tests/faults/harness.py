@@ -99,6 +99,10 @@ class Witness:
                 open_.pop((token, pid), None)
         return [(token, pid) for token, pid in open_ if _is_worker(pid)]
 
+    def last_begun_by(self, pid: int) -> int:
+        """Token of the job that a worker began last."""
+        return [token for what, token, its_pid, _ in self.lines() if what == "start" and its_pid == pid][-1]
+
     def first_end_after(self, moment: float) -> float | None:
         """When the first job after that moment ended."""
         return next((at for what, _, _, at in self.lines() if what == "end" and at > moment), None)

@@ -204,6 +204,7 @@ def _unpicklable_result(value: Any, cause: BaseException) -> BaseException:
 
     if isinstance(cause, PayloadTooLarge | KilledException):
         return cause
+    cause.__traceback__ = _user_frames(cause.__traceback__)  # the same, whoever pickled it
     try:
         error = cannot_pickle("the job's result", value, cause)
     except Exception as exc:  # noqa: BLE001 - a __repr__ of the user's may raise anything
