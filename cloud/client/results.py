@@ -43,21 +43,15 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
             tag, content = unpack_value(raw) or _find_value(raw)
             if type(raw) is SharedBytes:
                 content = attach(content, raw.segment)
-            if tag == VALUE:
+            if tag == PACKED:
+                values += _unpacked(raw, content, skip, n, length)
+                continue
+            for each in (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length):
                 try:
-                    values.append(pickling.loads(content, namespace))
+                    values.append(pickling.loads(each, namespace))
                 except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
                     failures.append(_unreadable(jids[len(values)], exc))
                     values.append(failures[-1])
-            elif tag == PACKED:
-                values += _unpacked(raw, content, skip, n, length)
-            else:
-                for each in _unpacked(raw, content, skip, n, length):
-                    try:
-                        values.append(pickling.loads(each, namespace))
-                    except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
-                        failures.append(_unreadable(jids[len(values)], exc))
-                        values.append(failures[-1])
         else:
             for _ in range(n):
                 failures.append(failure(jids[len(values)], Outcome(raw), namespace))

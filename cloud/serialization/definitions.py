@@ -45,7 +45,7 @@ def members_of(cls: Any) -> dict[str, dict[str, Any]]:
 
 
 def fill_members(cls: Any, members: dict[str, dict[str, Any]]) -> None:
-    """Give them that."""
+    """Set on the members of an enum made anew what ``members_of`` found on them."""
     for name, own in members.items():
         cls.__members__[name].__dict__.update(own)
 
@@ -56,7 +56,7 @@ def reduce_property(obj: Any) -> Any:
 
 
 def make_property(function: Callable[[Any], Any], name: str) -> Any:
-    """Of those."""
+    """A ``functools.cached_property`` that keeps its values under that name."""
     from functools import cached_property
 
     made = cached_property(function)
@@ -67,7 +67,8 @@ def make_property(function: Callable[[Any], Any], name: str) -> Any:
 def name_in_main(obj: Any, kind: type) -> tuple[str, Any] | None:
     """What pickles as the name of a global of ``__main__``: that name, and how the object itself is made.
 
-    That are type variables and the like, and objects whose ``__reduce__`` says a name. None for all others.
+    That are type variables and the like, and objects whose ``__reduce__`` says a name. Where it says how the object is
+    made instead, the name is empty, as it must not be asked again. None for all others.
     """
     if kind.__module__ == "typing":
         if kind.__name__ in _TYPING and getattr(obj, "__module__", None) == "__main__":
@@ -105,7 +106,7 @@ def _typing_arguments(obj: Any, kind: str) -> tuple[Any, ...]:
 
 
 def make_typing(kind: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """A type variable or the like."""
+    """A ``TypeVar``, ``ParamSpec``, ``TypeVarTuple`` or ``NewType`` of ``__main__``."""
     import typing
 
     made = getattr(typing, kind)(*arguments, **keywords)

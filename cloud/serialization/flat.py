@@ -31,7 +31,11 @@ class _NotFlat(Exception):
 
 
 class FlatPickler(pickle.Pickler):
-    """Refuses what is more than a builtin value, before anything of that is asked how it is pickled."""
+    """Refuses what is more than a builtin value, before anything of that is asked how it is pickled.
+
+    Attributes:
+        names, uses_main: As other picklers have them, of every pickle made so: nothing in it refers to ``__main__``.
+    """
 
     names: Final[dict[str, None]] = {}
     uses_main: Final = False
@@ -48,8 +52,8 @@ _idle: Final[list[FlatPickler]] = []
 """Making one takes longer than a small value does. Whoever uses one takes it out: finalizers may pickle meanwhile."""
 
 
-def pickle_flat(obj: Any) -> tuple[Pieces, FlatPickler] | None:
-    """(pickle, the pickler) of a container; None if there is something else than builtin values in it."""
+def pickle_flat(obj: Any) -> Pieces | None:
+    """The pickle of a container; None if there is something else than builtin values in it."""
     try:
         pickler = _idle.pop()
     except IndexError:
@@ -63,4 +67,4 @@ def pickle_flat(obj: Any) -> tuple[Pieces, FlatPickler] | None:
         pickler.clear_memo()
         pickler.pieces.clear()
         _idle.append(pickler)
-    return pieces, pickler
+    return pieces

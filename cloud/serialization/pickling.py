@@ -27,7 +27,7 @@ from types import CellType, FunctionType, ModuleType
 from cloud.errors import SerializationError
 from cloud.serialization import definitions
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
-from cloud.serialization.flat import CONTAINERS, PROTOCOL, Pieces, pickle_flat
+from cloud.serialization.flat import CONTAINERS, PROTOCOL, FlatPickler, Pieces, pickle_flat
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
 from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
@@ -319,9 +319,9 @@ def _pickle(
     root: Any = None,
     buffers: list[memoryview] | None = None,
 ) -> tuple[Pieces, Any]:
-    """(pickle, the pickler). Large buffers are left out and put into ``buffers``, if that is given."""
-    if type(obj) in CONTAINERS and (found := pickle_flat(obj)) is not None:
-        return found
+    """(pickle, which names it refers to). Large buffers are left out and put into ``buffers``, if that is given."""
+    if type(obj) in CONTAINERS and (flat := pickle_flat(obj)) is not None:
+        return flat, FlatPickler
 
     def leave_out(buffer: pickle.PickleBuffer) -> bool:
         try:

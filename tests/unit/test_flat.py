@@ -34,7 +34,7 @@ Pair = namedtuple("Pair", "a b")
 
 def content(obj: Any) -> bytes | None:
     found = pickle_flat(obj)
-    return None if found is None else b"".join(found[0])
+    return None if found is None else b"".join(found)
 
 
 @given(st.tuples(VALUES, VALUES))
