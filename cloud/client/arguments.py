@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice, zip_longest
-from sys import getsizeof
 from types import FunctionType, MethodType
 
 from cloud.engine import channel as ch
@@ -34,16 +33,16 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     Raises:
         TypeError: It does not.
     """
-    if type(function) is MethodType:
+    if type(function) is FunctionType:
+        if not fits(function, len(args), kwargs):
+            _refuse(function, args, kwargs)
+    elif type(function) is MethodType:
         check_call(function.__func__, (function.__self__, *args), kwargs)
-        return
-    if type(function) is partial:
+    elif type(function) is partial:
         check_call(function.func, (*function.args, *args), {**function.keywords, **kwargs})
-        return
-    if type(function) is not FunctionType:
-        return
-    if fits(function, len(args), kwargs):
-        return
+
+
+def _refuse(function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     import inspect
 
     try:
@@ -54,8 +53,11 @@ def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 def fits(function: FunctionType, n_args: int, kwargs: dict[str, Any]) -> bool:
     """Whether a function takes so many arguments by position, and these by name."""
-    code, defaults = function.__code__, function.__defaults__
-    flags, n_positional = code.co_flags, code.co_argcount
+    code = function.__code__
+    n_positional = code.co_argcount
+    if n_args == n_positional and not (kwargs or code.co_kwonlyargcount):
+        return True
+    defaults, flags = function.__defaults__, code.co_flags
     n_required = n_positional - len(defaults) if defaults else n_positional
     if n_args > n_positional and not flags & _VARARGS:
         return False
@@ -83,21 +85,27 @@ def pickle_call(
         SerializationError: One cannot be pickled; the message names it.
         PayloadTooLarge: One is larger than ``limit`` bytes (0: no limit).
     """
-    share = namespace is None or namespace.shares
     try:
-        values = (*args, *kwargs, *kwargs.values()) if kwargs else args
-        are_atoms = pickling.ATOMS.issuperset(map(type, values))
-        if are_atoms and not (share and values and max(map(getsizeof, values)) >= SHARE_BYTES):
+        if _are_small_atoms(args) and (not kwargs or _are_small_atoms((*kwargs, *kwargs.values()))):
             content = pickling.dumps_plain((args, kwargs))
         elif plain:
             content = pickling.dumps_without_functions((args, kwargs), namespace)
         else:
-            content = pickling.dumps((args, kwargs), namespace, share=share)
+            content = pickling.dumps((args, kwargs), namespace, share=namespace is None or namespace.shares)
     except Exception as exc:
         raise _refusal(args, kwargs, exc, plain=plain) from exc
     if limit and size_of(content) > limit:
         raise too_large(size_of(content), limit, args, kwargs)
     return content
+
+
+def _are_small_atoms(values: Iterable[Any]) -> bool:
+    atoms = pickling.ATOMS
+    for value in values:  # most often one: a loop takes less than builtins that are to be called
+        kind = type(value)
+        if kind not in atoms or ((kind is str or kind is bytes) and len(value) >= SHARE_BYTES):
+            return False
+    return True
 
 
 def _refusal(args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception, *, plain: bool) -> Exception:

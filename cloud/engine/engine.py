@@ -192,7 +192,7 @@ class Engine(Source):
             if options.depends_on and not self._store.have_succeeded(options.depends_on):
                 return 0
             jid = self._store.new_jids(1)
-            self._intake.append((jid, *call))
+            self._intake.append((jid, call))
         if self.executor.has_room:
             # Just now: whoever made it found nothing here.
             with self.changing:
@@ -276,7 +276,7 @@ class Engine(Source):
 
     def _check(self, options: JobOptions, depth: int) -> None:
         self.check_open()
-        if options.cores > self.executor.n_slots:
+        if options.cores > 1 and options.cores > self.executor.n_slots:
             raise UnsupportedOperation(
                 f"_cores={options.cores} asks for more than the {self.executor.n_slots} worker slots there are; "
                 "ask for fewer, or raise cloud.config.num_procs"

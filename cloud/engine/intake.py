@@ -27,7 +27,7 @@ _TOGETHER_S: Final = 0.001
 
 Call: TypeAlias = "tuple[Function, tuple[int, bytes], JobOptions, int, float, bytes]"
 """function, context, options, depth, created, arguments."""
-Taken: TypeAlias = "tuple[int, Function, tuple[int, bytes], JobOptions, int, float, bytes]"
+Taken: TypeAlias = "tuple[int, Call]"
 """jid, and the call."""
 
 
@@ -55,23 +55,27 @@ class Intake(deque[Taken]):
             tokens: For their chunks.
         """
         while self:
-            jid, function, context, options, depth, created, arguments = self.popleft()
+            jid, (function, context, options, depth, created, arguments) = self.popleft()
             together = [arguments]
             # Loading a function once must serve all of a batch.
             n_most = _MAX_TOGETHER if function.reusable and len(arguments) <= _MAX_BYTES else 1
+            last = jid
+            latest = created + _TOGETHER_S
             while self and len(together) < n_most:
-                other = self[0]
+                its_jid, (its_function, its_context, its_options, its_depth, its_created, its_arguments) = self[0]
                 if (
-                    other[0] != jid + len(together)
-                    or len(other[6]) > _MAX_BYTES
-                    or other[1] is not function
-                    or other[2][0] != context[0]
-                    or other[3] is not options
-                    or other[4] != depth
-                    or other[5] - created > _TOGETHER_S
+                    its_jid != last + 1
+                    or its_function is not function
+                    or its_options is not options
+                    or its_context[0] != context[0]
+                    or its_depth != depth
+                    or its_created > latest
+                    or len(its_arguments) > _MAX_BYTES
                 ):
                     break
-                together.append(self.popleft()[6])
+                self.popleft()
+                together.append(its_arguments)
+                last = its_jid
             n = len(together)
             if n == 1:
                 yield Batch(jid, function, context, options, depth, created, arguments)

@@ -32,7 +32,17 @@ def snapshot() -> tuple[Any, ...]:
 def unchanged_since(before: tuple[Any, ...]) -> bool:
     """True when ``snapshot()`` would equal an earlier one; made to be asked for every submission."""
     path, cwd, environ, level = before
-    return bool(sys.path == path and raw_environ() == environ and current_directory() == cwd and log_level() == level)
+    try:
+        # As raw_environ and log_level have it, without calling them: this takes a sixth of a small call as it is.
+        logging = sys.modules.get("logging")
+        return bool(
+            sys.path == path
+            and os.environ._data == environ  # type: ignore[attr-defined]
+            and os.getcwd() == cwd
+            and (level is None if logging is None else logging.root.level == level)
+        )
+    except (AttributeError, OSError):
+        return snapshot() == before
 
 
 def raw_environ() -> Any:
