@@ -261,6 +261,20 @@ def map_dicts(system: System, effort: Effort):
     return {"": 1 / seconds, "n": count}
 
 
+@workload("CN", "map of 10,000 arrays of 1 KB, each returned doubled", Metric("", "/s", HIGHER))
+def map_arrays(system: System, effort: Effort):
+    import numpy as np
+
+    def run(count):
+        given = [np.full(128, number, dtype=np.float64) for number in range(count)]
+        seconds, found = timed(lambda: system.map(f.double, given))
+        expect(all(np.array_equal(each, np.full(128, 2.0 * number)) for number, each in enumerate(found)))
+        return seconds
+
+    seconds, count = as_many_as_fit(run, 10_000, effort)
+    return {"": 1 / seconds, "n": count}
+
+
 @workload("C1", "as C, each item a message of its own", Metric("", "/s", HIGHER, Must(3, "best"), 300_000))
 def map_singly(system: System, effort: Effort):
     return _map_rate(system.map_singly, 100_000, effort)

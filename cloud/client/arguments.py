@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, repeat, zip_longest
 from types import FunctionType, MethodType
 
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
+from cloud.serialization.flat import pickle_each
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _MAX_ITEMS: Final = 4096
-_MAX_SEPARATE: Final = 256
+_MAX_SEPARATE: Final = 1024
 _SEPARATE_BYTES: Final = 1 << 16
+_TOGETHER: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
+_TUPLE: Final = frozenset({tuple})
+_NO_KEYWORDS: Final[dict[str, Any]] = {}
 _VARARGS: Final = 4
 _VARKEYWORDS: Final = 8
 
@@ -208,18 +212,22 @@ def pack_items(
     flat: Iterable[Any] = chain.from_iterable(items) if tuples else items
     if not limit and pickling.ATOMS.issuperset(map(type, flat)):
         yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
+    elif not (limit or tuples) and _are_flat_tuples(items):
+        yield ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
     else:
         yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
 
 
+def _are_flat_tuples(items: list[Any]) -> bool:
+    return _TUPLE.issuperset(map(type, items)) and pickling.ATOMS.issuperset(map(type, chain.from_iterable(items)))
+
+
 def _separate(
-    block: Iterable[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
+    block: Sequence[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
 ) -> Iterator[tuple[int, int, bytes]]:
     pickles: list[bytes] = []
     size = 0
-    for item in block:
-        args = item if tuples else (item,)
-        content = pickle_call(args, {}, namespace, plain=plain, limit=limit)
+    for content in _pickles_of(block, namespace, tuples=tuples, plain=plain, limit=limit):
         if type(content) is SharedBytes:
             # What travels beside an item travels beside its chunk: it gets one of its own.
             if pickles:
@@ -234,3 +242,23 @@ def _separate(
         size += len(content)
     if pickles:
         yield ch.SEPARATE_CHUNK, len(pickles), ch.join_separate(pickles)
+
+
+def _pickles_of(
+    block: Sequence[Any], namespace: Namespace | None, *, tuples: bool, plain: bool, limit: int
+) -> Iterator[bytes]:
+    """The arguments of each item as bytes."""
+    at, none = 0, repeat(_NO_KEYWORDS)
+    # One pickler for many takes a fifth of the time, as long as it meets nothing that another is needed for.
+    while at < len(block) and not limit:
+        together = block[at : at + _TOGETHER]
+        pickles = pickle_each(zip(together if tuples else zip(together), none))  # noqa: B905 - it has no end
+        yield from pickles
+        at += len(pickles)
+        if not pickles:
+            break
+        if len(pickles) < len(together):
+            yield pickle_call(block[at] if tuples else (block[at],), {}, namespace, plain=plain, limit=limit)
+            at += 1
+    for item in block[at:]:
+        yield pickle_call(item if tuples else (item,), {}, namespace, plain=plain, limit=limit)

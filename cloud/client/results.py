@@ -23,6 +23,7 @@ from cloud.jobs import (
 )
 from cloud.serialization import pickling
 from cloud.serialization.exceptions import loads_exception
+from cloud.serialization.flat import PICKLE, REFERENCE, loads_plain
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SharedBytes, attach
 
@@ -48,7 +49,8 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
                 continue
             for each in (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length):
                 try:
-                    values.append(pickling.loads(each, namespace))
+                    plain = type(each) is bytes and each[0] == PICKLE and REFERENCE not in each
+                    values.append(loads_plain(each) if plain else pickling.loads(each, namespace))
                 except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
                     failures.append(_unreadable(jids[len(values)], exc))
                     values.append(failures[-1])

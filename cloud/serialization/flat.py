@@ -1,70 +1,167 @@
-"""Pickles of builtin values in builtin containers: nothing in them can refer to the program, or to a module."""
+"""Pickles of builtin values in builtin containers, with small arrays and numbers of numpy among them.
+
+Nothing in them can refer to the program, and to no module but numpy. Arrays and numbers are told by what makes them,
+not by what numpy says of itself: that takes a third of the time on both sides, and of the bytes of a small one.
+"""
 
 from __future__ import annotations
 
 import _pickle as pickle
+import sys
+from collections.abc import Callable, Iterable
+from copyreg import dispatch_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn
+    from typing import Any, Final
 
 PROTOCOL: Final = 5
 
+PICKLE: Final = 0x80
+"""The first byte of a pickle, and of no other payload."""
+
+REFERENCE: Final = b"\x93"
+"""Whatever refers to a module or to ``__main__`` has this byte: protocol 5 has no other way, but by copyreg's codes."""
+
+loads_plain: Final = pickle.loads
+"""What a pickle without ``REFERENCE`` holds; nothing is looked up for it."""
+
 CONTAINERS: Final = frozenset({tuple, list, dict, set, frozenset})
-"""Exact types that ``pickle_flat`` may take."""
+"""Exact types that ``pickle_flat`` may take; beside them those of numpy's that are here, see ``may_be_flat``."""
 
 _MAX_REUSED_BYTES: Final = 1 << 14
+_MAX_ARRAY_BYTES: Final = 1 << 18
+"""Larger ones may travel beside the pickle."""
 
-
-class Pieces(list["Any"]):
-    """A pickle as it was written. Large bytes are pieces by themselves, and not copied."""
-
-    __slots__ = ()
-
-    def write(self, piece: Any) -> None:
-        # A buffer that goes into the pickle comes as it is; it has no length, and may lie in Fortran's order.
-        self.append(piece.raw() if type(piece) is pickle.PickleBuffer else piece)
+_INTEGERS: Final = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_FLOATS: Final = ("float16", "float32", "float64")
 
 
 class _NotFlat(Exception):
     """There is something else in it."""
 
 
+class Written:
+    """A file of pieces: large bytes are pieces by themselves, and not copied."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, pieces: list[Any]) -> None:
+        self.write = pieces.append
+
+
 class FlatPickler(pickle.Pickler):
-    """Refuses what is more than a builtin value, before anything of that is asked how it is pickled.
-
-    Attributes:
-        names, uses_main: As other picklers have them, of every pickle made so: nothing in it refers to ``__main__``.
-    """
-
-    names: Final[dict[str, None]] = {}
-    uses_main: Final = False
+    """Refuses what is more than a builtin value or numpy's, before anything of that is asked how it is pickled."""
 
     def __init__(self) -> None:
-        self.pieces = Pieces()
-        pickle.Pickler.__init__(self, self.pieces, PROTOCOL)
+        self.pieces: list[Any] = []
+        pickle.Pickler.__init__(self, Written(self.pieces), PROTOCOL)
 
-    def reducer_override(self, obj: Any) -> NoReturn:
-        raise _NotFlat
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        reduce = _reducers.get(kind)
+        if reduce is None:
+            if not may_be_flat(kind):
+                raise _NotFlat
+            reduce = _reducers[kind]  # learned just now
+        return reduce(obj)
 
 
 _idle: Final[list[FlatPickler]] = []
 """Making one takes longer than a small value does. Whoever uses one takes it out: finalizers may pickle meanwhile."""
 
 
-def pickle_flat(obj: Any) -> Pieces | None:
-    """The pickle of a container; None if there is something else than builtin values in it."""
+def may_be_flat(kind: type) -> bool:
+    """True for types of which ``pickle_flat`` may take an instance."""
+    return kind in CONTAINERS or kind in _reducers or (kind.__module__ == "numpy" and _learns(kind))
+
+
+def pickle_flat(obj: Any) -> bytes | list[Any] | None:
+    """The pickle of an object; in pieces if it is large. None if there is something else in it."""
+    if type(obj) not in CONTAINERS and not may_be_flat(type(obj)):
+        return None
     try:
         pickler = _idle.pop()
     except IndexError:
         pickler = FlatPickler()
     try:
         pickler.dump(obj)
-    except (_NotFlat, RecursionError):
-        return None
-    pieces = Pieces(pickler.pieces)
-    if len(pieces) == 1 and len(pieces[0]) < _MAX_REUSED_BYTES:  # clearing takes as long as the most it ever noted
-        pickler.clear_memo()
-        pickler.pieces.clear()
-        _idle.append(pickler)
-    return pieces
+    except (_NotFlat, RecursionError, MemoryError):
+        return None  # whoever pickles it otherwise finds the same, and says so
+    pieces = pickler.pieces
+    if len(pieces) > 1 or len(pieces[0]) >= _MAX_REUSED_BYTES:
+        return as_written(pieces)  # clearing takes as long as the most it ever noted
+    content: bytes = pieces.pop()
+    pickler.clear_memo()
+    _idle.append(pickler)
+    return content
+
+
+def pickle_each(objects: Iterable[Any]) -> list[bytes]:
+    """The pickles, each by itself, of the first of these containers: of as many as are flat and small."""
+    pickler = FlatPickler()
+    dump, clear, pickles = pickler.dump, pickler.clear_memo, pickler.pieces
+    n = 0
+    try:
+        for obj in objects:
+            dump(obj)
+            n += 1
+            if len(pickles) > n or len(pickles[-1]) >= _MAX_REUSED_BYTES:
+                n -= 1
+                break
+            clear()
+    except (_NotFlat, RecursionError, MemoryError):
+        pass
+    return pickles[:n]
+
+
+def as_written(pieces: list[Any]) -> list[Any]:
+    """What a pickler wrote, as bytes: a buffer comes as it is, has no length, and may lie in Fortran's order."""
+    return [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in pieces]
+
+
+# --- numpy ------------------------------------------------------------------------------------------------------------
+
+
+def _reduce_class(cls: type) -> Any:
+    if cls in _reducers:  # what makes an array, or a number
+        return NotImplemented
+    raise _NotFlat
+
+
+_reducers: Final[dict[type, Callable[[Any], Any]]] = {type: _reduce_class}
+
+
+def _learns(kind: type) -> bool:
+    """Learn how numpy's types travel, now that it is here; whether this is one of them."""
+    numpy = sys.modules.get("numpy")
+    cls = getattr(numpy, "ndarray", None)
+    if numpy is None or cls is None or cls in _reducers or not hasattr(numpy, "float64"):
+        return False
+    names = {id(numpy.dtype(name)): name for name in ("bool", *_INTEGERS, *_FLOATS)}
+    buffer = pickle.PickleBuffer
+
+    def reduce_array(array: Any) -> Any:
+        # By identity: another that is equal may have metadata.
+        name, flags = names.get(id(array.dtype)), array.flags
+        if name is None or array.nbytes >= _MAX_ARRAY_BYTES or cls in dispatch_table:
+            raise _NotFlat
+        if flags.c_contiguous:
+            return cls, (array.shape, name, buffer(array))
+        if flags.f_contiguous:
+            return cls, (array.shape, name, buffer(array), 0, None, "F")
+        raise _NotFlat
+
+    def number(cls: Any, plain: type) -> Callable[[Any], Any]:
+        def reduce_number(value: Any) -> Any:
+            if cls in dispatch_table:
+                raise _NotFlat
+            return cls, (plain(value),)
+
+        return reduce_number
+
+    _reducers.update({getattr(numpy, name): number(getattr(numpy, name), int) for name in _INTEGERS})
+    _reducers.update({getattr(numpy, name): number(getattr(numpy, name), float) for name in _FLOATS})
+    _reducers[numpy.bool_] = number(numpy.bool_, bool)
+    _reducers[cls] = reduce_array
+    return kind in _reducers

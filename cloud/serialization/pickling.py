@@ -27,7 +27,7 @@ from types import CellType, FunctionType, ModuleType
 from cloud.errors import SerializationError
 from cloud.serialization import definitions
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
-from cloud.serialization.flat import CONTAINERS, PROTOCOL, FlatPickler, Pieces, pickle_flat
+from cloud.serialization.flat import PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
 from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 _BUNDLE: Final = b"M"
 _MAX_BASES: Final = 64
 _MAX_BASE_BYTES: Final = 1 << 16
-_PICKLE: Final = 0x80
-_REFERENCE: Final = b"\x93"
-"""Whatever refers to a module or to ``__main__`` has this byte: protocol 5 has no other way, but by copyreg's codes."""
 
 ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
 """Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
@@ -318,10 +315,8 @@ def _pickle(
     known: dict[str, bytes] | None,
     root: Any = None,
     buffers: list[memoryview] | None = None,
-) -> tuple[Pieces, Any]:
+) -> tuple[list[Any], Any]:
     """(pickle, which names it refers to). Large buffers are left out and put into ``buffers``, if that is given."""
-    if type(obj) in CONTAINERS and (flat := pickle_flat(obj)) is not None:
-        return flat, FlatPickler
 
     def leave_out(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -334,21 +329,21 @@ def _pickle(
         return False
 
     callback = None if buffers is None else leave_out
-    pieces = Pieces()
-    pickler: Any = _PlainPickler(pieces, variables, known, root, callback)
+    pieces: list[Any] = []
+    pickler: Any = _PlainPickler(Written(pieces), variables, known, root, callback)
     try:
         pickler.dump(obj)
     except (_NeedsCloudpickle, RecursionError, *_PLAIN_ERRORS):
         if buffers:
             buffers.clear()
-        pieces = Pieces()
-        pickler = _cloudpickler_class()(pieces, variables, known, root, callback)
+        pieces.clear()
+        pickler = _cloudpickler_class()(Written(pieces), variables, known, root, callback)
         pickler.dump(obj)
-    return pieces, pickler
+    return as_written(pieces), pickler
 
 
 def _packed(
-    pieces: Pieces,
+    pieces: list[Any],
     buffers: list[memoryview] | None,
     sent: Sent | None = None,
     proven: int = 0,
@@ -357,6 +352,8 @@ def _packed(
     in_place: FindSegment | None = None,
 ) -> bytes | None:
     """A payload; None if its buffers must go into the pickle, as there can be no segment."""
+    if len(pieces) == 1 and not buffers:
+        return bytes(pieces[0])  # what is large is in several
     if not buffers and (buffers is None or sent is not None or sum(map(len, pieces)) < SHARE_BYTES):
         return b"".join(pieces)
     shared = pack_shared(pieces, buffers, sent, proven, together=together, in_place=in_place)
@@ -377,14 +374,16 @@ def dumps(obj: Any, namespace: Namespace | None = None, *, share: bool = False, 
     """
     if type(obj) in ATOMS:
         return pickle.dumps(obj, PROTOCOL)
-    variables = program_main() if namespace is None else namespace.variables
     buffers: list[memoryview] | None = [] if share else None
+    if (flat := pickle_flat(obj)) is not None:
+        return flat if isinstance(flat, bytes) else _packed(flat, buffers, sent) or b"".join(flat)
+    variables = program_main() if namespace is None else namespace.variables
     pieces, pickler = _pickle(obj, variables, None, buffers=buffers)
     large: list[LargeGlobal] = []
     n_own = 0 if buffers is None else len(buffers)
     if pickler.uses_main:
         bundle = _with_definitions(b"".join(pieces), pickler, variables, namespace, buffers, large)
-        pieces = Pieces([bundle])
+        pieces = [bundle]
     payload = _packed(pieces, buffers, sent, 0 if buffers is None else len(buffers) - n_own)
     if payload is None:
         return dumps(obj, namespace)
@@ -480,9 +479,13 @@ def dumps_result(
         in_place: As for ``pack_shared``.
     """
     buffers: list[memoryview] | None = [] if share else None
+    if (flat := pickle_flat(obj)) is not None:
+        if isinstance(flat, bytes):
+            return flat
+        return _packed(flat, buffers, together=True, in_place=in_place) or b"".join(flat)
     pieces, pickler = _pickle(obj, namespace.variables, namespace.received, buffers=buffers)
     if pickler.uses_main:
-        pieces = Pieces([_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)])
+        pieces = [_BUNDLE + pickle.dumps((b"".join(pieces), []), PROTOCOL)]
     return _packed(pieces, buffers, together=True, in_place=in_place) or dumps_result(obj, namespace)
 
 
@@ -497,7 +500,7 @@ def loads(payload: Any, namespace: Namespace | None = None) -> Any:
     Args:
         payload: bytes or memoryview of ``dumps`` and ``dumps_result``, or their SharedBytes.
     """
-    if type(payload) is bytes and payload[0] == _PICKLE and _REFERENCE not in payload:
+    if type(payload) is bytes and payload[0] == PICKLE and REFERENCE not in payload:
         return pickle.loads(payload)  # it names nothing, so no namespace matters
     buffers: list[memoryview] = []
     if is_shared(payload):

@@ -78,7 +78,7 @@ class Wrong(Here):
 
 
 TINY = Effort(seconds=0.01, patience_s=1.0, full=False)
-SIMPLE = ["A", "H", "B", "B1k", "B30k", "B1M", "BN", "BM", "BR", "T", "C", "CM", "CD", "C1"]
+SIMPLE = ["A", "H", "B", "B1k", "B30k", "B1M", "BN", "BM", "BR", "T", "C", "CM", "CD", "CN", "C1"]
 
 
 def results_of(workload: Workload, figures: dict[str, list[float]]) -> Results:

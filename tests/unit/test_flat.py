@@ -1,4 +1,4 @@
-"""Pickles of builtin values: which values they take, and that they are those of plain pickle."""
+"""Pickles of builtin values and numpy's: which values they take, and that what comes back is what went."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.serialization import flat
-from cloud.serialization.flat import CONTAINERS, pickle_flat
+from cloud.serialization.flat import CONTAINERS, pickle_each, pickle_flat
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 KEYS = st.integers() | st.text() | st.tuples(st.integers(), st.text())
@@ -34,7 +34,7 @@ Pair = namedtuple("Pair", "a b")
 
 def content(obj: Any) -> bytes | None:
     found = pickle_flat(obj)
-    return None if found is None else b"".join(found)
+    return found if found is None or isinstance(found, bytes) else b"".join(found)
 
 
 @given(st.tuples(VALUES, VALUES))
@@ -61,8 +61,18 @@ class Own:
         Own,
         len,
         lambda: 0,
-        np.zeros(3),
-        np.float64(1),
+        np.array([None, 1]),
+        np.zeros(3, dtype=[("a", "i4")]),
+        np.zeros(3, dtype=">i4"),
+        np.zeros(3, dtype="M8[s]"),
+        np.zeros(3, dtype=np.dtype("i4", metadata={"unit": "m"})),
+        np.zeros((4, 4))[:, ::2],
+        np.ma.zeros(3),
+        np.zeros(100_000),
+        np.str_("text"),
+        np.longdouble(1),
+        np.dtype("i4"),
+        np.datetime64("2026-11-22"),
         1j,
         range(3),
         Pair(1, 2),
@@ -130,3 +140,95 @@ def test_threads_do_not_meet() -> None:
     for each in threads:
         each.join()
     assert not wrong
+
+
+DTYPES = [
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 4), (2, 0, 3), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_come_back_as_they_were(dtype: str, shape: tuple[int, ...], order: Any) -> None:
+    array = np.asarray(np.random.default_rng(1).integers(0, 2, shape), dtype=dtype, order=order)
+    packed = content(array)
+    assert packed is not None
+    back = pickle.loads(packed)
+    assert type(back) is np.ndarray
+    assert back.dtype is array.dtype
+    assert back.shape == array.shape
+    assert back.flags.c_contiguous == array.flags.c_contiguous
+    assert back.flags.f_contiguous == array.flags.f_contiguous
+    assert back.flags.writeable
+    assert np.array_equal(back, array)
+
+
+def test_an_array_that_cannot_be_written_comes_back_so_as_with_plain_pickle() -> None:
+    array = np.arange(5)
+    array.flags.writeable = False
+    packed = content([array])
+    assert packed is not None
+    assert pickle.loads(packed)[0].flags.writeable is pickle.loads(pickle.dumps(array, 5)).flags.writeable is False
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_come_back_as_they_were(dtype: str) -> None:
+    kind = np.dtype(dtype).type
+    for value in (0, 1, *((-0.0, 0.1, float("inf")) if dtype.startswith("float") else ())):
+        number = kind(value)
+        packed = content([number])
+        assert packed is not None
+        [back] = pickle.loads(packed)
+        assert type(back) is kind
+        assert back.tobytes() == number.tobytes()
+
+
+def test_the_same_array_stays_the_same_and_views_are_copies() -> None:
+    array = np.arange(6)
+    packed = content([array, array, array[:3]])
+    assert packed is not None
+    one, other, view = pickle.loads(packed)
+    assert one is other
+    one[0] = 9
+    assert view[0] == 0
+
+
+def test_who_says_how_arrays_are_pickled_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import copyreg
+
+    assert pickle_flat([np.arange(3)]) is not None
+    monkeypatch.setitem(copyreg.dispatch_table, np.ndarray, lambda array: (list, ()))
+    assert pickle_flat([np.arange(3)]) is None
+
+
+@given(st.lists(st.lists(VALUES)))
+def test_many_are_pickled_as_each_is_by_itself(values: list[Any]) -> None:
+    assert pickle_each(values) == [content(value) for value in values]
+
+
+def test_many_end_before_the_first_that_is_not_flat_or_is_large() -> None:
+    little = [[1], ["text"], {"a": np.arange(2)}]
+    for other in ([Own()], [bytes(100_000)], [str(number) for number in range(10_000)]):
+        pickles = pickle_each([*little, other, [2]])
+        assert pickles == [content(value) for value in little]
+    assert pickle_each([]) == []
+    assert Own.asked == 0
+
+
+def test_nothing_is_shared_between_many() -> None:
+    inner = [1]
+    one, other = (pickle.loads(each) for each in pickle_each([[inner], [inner]]))
+    one[0].append(2)
+    assert other == [[1]]

@@ -43,7 +43,7 @@ def taken(
     options: JobOptions = DEFAULT_OPTIONS,
     arguments: bytes | None = None,
 ) -> Any:
-    return jid, function, context, options, depth, at, b"%d" % jid if arguments is None else arguments
+    return jid, (function, context, options, depth, at, b"%d" % jid if arguments is None else arguments)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from cloud.jobs import (
     pack_value,
 )
 from cloud.serialization import pickling
+from cloud.serialization.flat import PICKLE, REFERENCE, loads_plain
 from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
@@ -50,7 +51,8 @@ def caller(
         return function(*item)
 
     def call_loaded(item: bytes) -> Any:
-        args, kwargs = pickling.loads(item, namespace)
+        plain = item[0] == PICKLE and REFERENCE not in item
+        args, kwargs = loads_plain(item) if plain else pickling.loads(item, namespace)
         value = function(*args, **kwargs)
         if sys.path != path:
             dirty[0] = True  # the next call may be somebody else's
@@ -120,9 +122,8 @@ class ItemRecord:
             self.is_pickled = True
         self.values.append(content)
         self.n_bytes += len(content)
-        now = time.perf_counter()
-        # This record may have begun since, at a poke.
-        self._pickling_s += now - max(began, self._began[1])
+        now, first = time.perf_counter(), self._began[1]
+        self._pickling_s += now - (began if began > first else first)  # this record may have begun since, at a poke
         return now
 
     def has_printed(self) -> bool:

@@ -13,6 +13,7 @@ from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.run import Call, pack_ended
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.serialization import pickling
+from cloud.serialization.flat import pickle_flat
 from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
@@ -89,7 +90,7 @@ class Many:
         usual: type | None = None
         content: bytes | BaseException | None
         last, due, full = self._begin(position)
-        soon = -1.0  # what ends before is small, and need not be looked at more closely; the first is, for its type
+        soon = soon_added = -1.0  # the first is looked at more closely, for its type
         for here, item in enumerate(items, position):
             slots[current] = here
             if not raw[unlimited] and here >= slots[limit]:
@@ -106,14 +107,17 @@ class Many:
                     values.append(value)
                     last = now
                     continue
+                if now < soon_added and self._is_in_order() and (ended_at := self._add_small(value, now)):
+                    last = ended_at
+                    continue
                 small, content = now - last < small_s, None
                 if not dirty[0] and (small or is_silent() or not record.has_printed()):
                     noted = None if small else (here, last, now, cpu_clock())
-                    usual = type(value)
-                    shares = usual in atoms and not record.is_pickled
+                    usual = type(value) if type(value) in atoms and not record.is_pickled else None
+                    shares = usual is not None or self._is_to_be_kept(value)
                     if not shares:
                         self._last = last
-                        usual, content = None, self.pickle_value(value)
+                        content = self.pickle_value(value)
                         self._last = None
                         shares = type(content) is bytes and self._is_in_order()
                     if shares:
@@ -130,7 +134,7 @@ class Many:
                             self.pack(last, take_output=small)
                             outbox.flush()
                             last, due, full = self._begin(here + 1)
-                        soon = -1.0 if deliver or record.is_pickled else last + small_s
+                        soon, soon_added = (-1.0, -1.0) if deliver else self._soon(last)
                         continue
                 ended = value, None
                 del value
@@ -148,7 +152,7 @@ class Many:
             if prompt or deliver or outbox.is_due():
                 outbox.flush()
             last, due, full = self._begin(here + 1)
-            soon = -1.0 if deliver else last + small_s
+            soon, soon_added = (-1.0, -1.0) if deliver else self._soon(last)
         self.pack(last)
         self._tidy()
 
@@ -162,10 +166,28 @@ class Many:
         except BaseException as exc:  # noqa: BLE001 - packed as this item's outcome; it is not asked again
             return exc
 
+    def _is_to_be_kept(self, value: Any) -> bool:
+        """True for a tuple of atoms that can be kept as it is."""
+        return not self._record.is_pickled and are_atoms(value, small=True) and self._is_in_order()
+
     def _is_in_order(self) -> bool:
         """True if the item left nothing behind that is to be put back before the next one."""
         # Neither what stands in the place of a stream nor the import path leaves a note.
         return not self._dirty[0] and self._capture.is_in_place() and sys.path == self._surroundings.path
+
+    def _soon(self, last: float) -> tuple[float, float]:
+        """Until when what ends is small, and need not be looked at more closely: if it is an atom, and else."""
+        return -1.0 if self._record.is_pickled else last + SMALL_S, last + SMALL_S
+
+    def _add_small(self, value: Any, now: float) -> float:
+        """Add the value of a small item that ended now; when that was done, or 0.0 if it takes a closer look."""
+        if not self._record.is_pickled:
+            if not are_atoms(value):
+                return 0.0
+            self._record.values.append(value)
+            return now
+        flat = pickle_flat(value)
+        return self._record.add_pickle(flat, now) if isinstance(flat, bytes) else 0.0
 
     def _begin(self, position: int) -> tuple[float, float, int]:
         """Begin a record: now, when it is due to be handed over, and the item that fills it."""
@@ -187,6 +209,13 @@ class Many:
             now = time.perf_counter() if self._last is None else self._last
             self.pack(now, take_output=False)
             self._record.go_on(n, now)
+
+
+def are_atoms(value: Any, *, small: bool = False) -> bool:
+    """True for a tuple of what is immutable and refers to nothing; with ``small``, of nothing large."""
+    if type(value) is not tuple or not pickling.ATOMS.issuperset(map(type, value)):
+        return False
+    return not small or all(len(each) <= _LARGE for each in value if type(each) is str or type(each) is bytes)
 
 
 def _no_load() -> NoReturn:
