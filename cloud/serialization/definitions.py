@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import sys
-from types import MemberDescriptorType
+from types import MemberDescriptorType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,16 @@ def with_slots(cls: type, arguments: tuple[Any, ...], state: Any) -> tuple[tuple
     return (constructor, name, bases, {**keywords, "__slots__": tuple(slots)}, *rest), (kept, *others)
 
 
+def drop_attributes(cls: type, kept: dict[str, Any]) -> None:
+    """Delete from a class that is to be as it is elsewhere what it has not there."""
+    if type(cls).__module__ == "enum":
+        return  # it cannot lose members
+    gone = [name for name, value in vars(cls).items() if name not in kept and type(value) is not MemberDescriptorType]
+    for name in gone:
+        if name != "_abc_impl" and not (name[0] == name[-1] == "_"):
+            delattr(cls, name)
+
+
 def members_of(cls: Any) -> dict[str, dict[str, Any]]:
     """What members of an enum have beside name and value: their ``__init__`` may have set it."""
     found = {}
@@ -48,6 +58,20 @@ def fill_members(cls: Any, members: dict[str, dict[str, Any]]) -> None:
     """Set on the members of an enum made anew what ``members_of`` found on them."""
     for name, own in members.items():
         cls.__members__[name].__dict__.update(own)
+
+
+def import_module(name: str) -> ModuleType:
+    """A module, imported if it was not."""
+    import importlib
+
+    return importlib.import_module(name)
+
+
+def make_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """What ``functools.lru_cache`` makes of a function, with nothing in it."""
+    import functools
+
+    return functools.lru_cache(**parameters)(function)
 
 
 def reduce_property(obj: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import marshal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CellType, CodeType
 
 TYPE_CHECKING = False
@@ -53,11 +53,32 @@ def rebinds(code: CodeType) -> bool:
 
 
 def _names_in(code: CodeType) -> dict[str, None]:
-    names = dict.fromkeys(code.co_names)
+    # Not of attributes: a global that only has the name of one is none of the function's business, and may be large.
+    # But of those of __main__ itself, if it may be at hand.
+    at_hand = "__main__" in code.co_names or "__main__" in code.co_consts
+    names = dict.fromkeys(code.co_names if at_hand else _looked_up(code))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names.update(_names_in(constant))
     return names
+
+
+def _looked_up(code: CodeType) -> Iterator[str]:
+    from opcode import opmap
+
+    of_globals = {opmap[name] for name in _GLOBAL_OPERATIONS if name in opmap}
+    load, extended, names, high = opmap["LOAD_GLOBAL"], opmap["EXTENDED_ARG"], code.co_names, 0
+    for operation, low in zip(code.co_code[::2], code.co_code[1::2], strict=True):
+        argument = high << 8 | low
+        high = argument if operation == extended else 0
+        if operation in of_globals:
+            yield names[argument >> 1 if operation == load else argument]
+
+
+_GLOBAL_OPERATIONS: Final = (
+    *("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL"),
+    *("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"),  # in the bodies of classes
+)
 
 
 def imports_as(obj: Any, module: str | None, qualname: str) -> bool:

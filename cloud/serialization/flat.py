@@ -86,7 +86,12 @@ def pickle_flat(obj: Any) -> bytes | list[Any] | None:
         pickler = FlatPickler()
     try:
         pickler.dump(obj)
-    except (_NotFlat, RecursionError, MemoryError):
+    except _NotFlat:
+        if not pickler.pieces and sys.getsizeof(pickler) < _MAX_REUSED_BYTES:  # with what it noted
+            pickler.clear_memo()
+            _idle.append(pickler)
+        return None
+    except (RecursionError, MemoryError):
         return None  # whoever pickles it otherwise finds the same, and says so
     pieces = pickler.pieces
     if len(pieces) > 1 or len(pieces[0]) >= _MAX_REUSED_BYTES:

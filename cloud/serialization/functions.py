@@ -14,8 +14,9 @@ from functools import partial
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
-from cloud.serialization import pickling
+from cloud.serialization import pickling, unchanged
 from cloud.serialization.facts import global_names, importable, imports_as, rebinds
+from cloud.serialization.flat import pickle_flat
 from cloud.serialization.large import large_globals
 from cloud.serialization.namespace import Namespace, program_main
 from cloud.serialization.shared import Sent
@@ -280,7 +281,11 @@ def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: in
         return None
     if not all(_constant(value) for value in (*contents, *(function.__defaults__ or ()))):
         return None
-    for name in global_names(function.__code__):
+    return _watch_names(global_names(function.__code__), variables, watched, depth)
+
+
+def _watch_names(names: Iterable[str], variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
+    for name in names:
         if name not in variables:
             # A global defined later must be noticed.
             watched.append(((variables, name), _MISSING))
@@ -294,6 +299,10 @@ def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: in
             continue
         if type(value) is FunctionType and value.__closure__:
             return None
+        if isinstance(value, type) and value.__module__ == "__main__":
+            if _watch_class(name, variables, watched, depth) is None:
+                return None
+            continue
         if isinstance(value, FunctionType | BuiltinFunctionType | type):
             if _watch(value, variables, watched, depth + 1) is None:
                 return None
@@ -301,8 +310,19 @@ def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: in
                 view = _FunctionView(value)
                 watched += [((view, name), view.get(name, None)) for name in _REPLACED]
             continue
-        return None
+        content = pickle_flat(value)
+        if not isinstance(content, bytes):
+            return None
+        watched.append(((_ValueView(value, content), name), content))
     return watched
+
+
+def _watch_class(name: str, variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
+    definition = unchanged.known(name, variables)
+    if definition is None or depth > 8:
+        return None
+    watched.append(((_ClassView(definition, variables), name), definition))
+    return _watch_names(definition.references, variables, watched, depth + 1)
 
 
 def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | None:
@@ -362,6 +382,33 @@ class _FunctionView:
 
     def get(self, name: str, default: Any) -> Any:
         return getattr(self.function, name) or None  # an empty dict is one that nobody has set anything in
+
+
+class _ClassView:
+    """Looks like a dict to the comparison: a class of ``__main__`` as long as it is as it was pickled."""
+
+    __slots__ = ("definition", "variables")
+
+    def __init__(self, definition: unchanged.Definition, variables: dict[str, Any]) -> None:
+        self.definition = definition
+        self.variables = variables
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self.variables.get(name)
+        return self.definition if self.definition.is_still(value, self.variables) else default
+
+
+class _ValueView:
+    """Looks like a dict to the comparison: a small value as long as it has in it what it had."""
+
+    __slots__ = ("content", "value")
+
+    def __init__(self, value: Any, content: bytes) -> None:
+        self.value = value
+        self.content = content
+
+    def get(self, name: str, default: Any) -> Any:
+        return self.content if pickle_flat(self.value) == self.content else default
 
 
 def _constant(value: Any) -> bool:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
-from cloud.serialization import definitions
+from cloud.serialization import definitions, unchanged
 from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
 from cloud.serialization.flat import PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
 from cloud.serialization.large import LargeGlobal
@@ -106,16 +106,7 @@ def _fill_function(function: FunctionType, state: tuple[Any, ...]) -> None:
             cell.cell_contents = content[0]
 
 
-def _import_module(name: str) -> ModuleType:
-    import importlib
-
-    return importlib.import_module(name)
-
-
-def _make_cached(function: Any, parameters: dict[str, Any]) -> Any:
-    import functools
-
-    return functools.lru_cache(**parameters)(function)
+_import_module, _make_cached = definitions.import_module, definitions.make_cached  # payloads may have these names
 
 
 def _make_class(maker: str, arguments: tuple[Any, ...]) -> type:
@@ -142,6 +133,8 @@ def _fill_class(cls: type, state: Any) -> None:
     # A result brings the program's own class back: its definition here is the original, and stays.
     if _active.namespace is None and cls not in _active.fresh:
         return
+    if cls not in _active.fresh:
+        definitions.drop_attributes(cls, state[0])
     cloudpickle._class_setstate(cls, state)
 
 
@@ -243,7 +236,7 @@ class _Main:
         if issubclass(kind, ModuleType):
             if not importable(obj.__name__):
                 raise _NeedsCloudpickle
-            return _import_module, (obj.__name__,)
+            return definitions.import_module, (obj.__name__,)
         if kind.__name__ == "_lru_cache_wrapper":
             module, path = getattr(obj, "__module__", None), None
             if module == "__main__":
@@ -252,7 +245,7 @@ class _Main:
                 return NotImplemented
             if path is not None:
                 return self.refer(path)
-            return _make_cached, (obj.__wrapped__, obj.cache_parameters())
+            return definitions.make_cached, (obj.__wrapped__, obj.cache_parameters())
         if kind.__name__ == "cached_property" and kind.__module__ == "functools":
             return definitions.reduce_property(obj)
         if kind.__module__ in ("__main__", "typing") and (found := definitions.name_in_main(obj, kind)) is not None:
@@ -415,6 +408,9 @@ def _with_definitions(
             # It need not be sent, but what it uses may be news there.
             code = value.__code__ if type(value) is FunctionType and value.__globals__ is variables else None
             references[name] = [] if code is None else [each for each in global_names(code) if each in variables]
+        elif (definition := unchanged.known(name, variables)) is not None:
+            references[name] = definition.references
+            table.append((name, definition.digest, definition.content, 0, 0))
         else:
             beside: list[memoryview] | None = None if buffers is None else []
             try:
@@ -432,6 +428,7 @@ def _with_definitions(
                 buffers += beside
             else:
                 digest = blake2b(entry, digest_size=16).digest()
+                unchanged.keep(name, variables, entry, digest, references[name])
             table.append((name, digest, entry, start, len(beside or ())))
         for each in references[name]:
             if each not in names:

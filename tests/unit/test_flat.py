@@ -116,6 +116,15 @@ def test_one_that_took_much_is_not_used_again() -> None:
     assert len(flat._idle) == 1
 
 
+def test_one_that_refused_something_is_used_again_unless_it_took_much_before() -> None:
+    flat._idle.clear()
+    assert pickle_flat([["text"], Own]) is None
+    assert len(flat._idle) == 1
+    assert content(["little"]) == pickle.dumps(["little"], 5)
+    assert pickle_flat([*range(1000), *map(str, range(1000)), Own]) is None
+    assert not flat._idle
+
+
 def test_deeper_than_the_stack_is_refused() -> None:
     value: list[Any] = []
     for _ in range(100_000):
