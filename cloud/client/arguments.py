@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, repeat, zip_longest
+from sys import getsizeof
 from types import FunctionType, MethodType
 
 from cloud.engine import channel as ch
@@ -25,6 +26,7 @@ _SEPARATE_BYTES: Final = 1 << 16
 _TOGETHER: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
+_MAX_ATOM_BYTES: Final = 1 << 12
 _TUPLE: Final = frozenset({tuple})
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
 _VARARGS: Final = 4
@@ -219,7 +221,12 @@ def pack_items(
 
 
 def _are_flat_tuples(items: list[Any]) -> bool:
-    return _TUPLE.issuperset(map(type, items)) and pickling.ATOMS.issuperset(map(type, chain.from_iterable(items)))
+    """Whether these are tuples of atoms, none of them large."""
+    return (
+        _TUPLE.issuperset(map(type, items))
+        and pickling.ATOMS.issuperset(map(type, chain.from_iterable(items)))
+        and max(map(getsizeof, chain.from_iterable(items)), default=0) <= _MAX_ATOM_BYTES
+    )
 
 
 def _separate(

@@ -117,7 +117,7 @@ class _Captured:
                 self._add_value(self.closure, name, content[0])
         for name, value in _defaults(function):
             self._add_value(self.defaults, name, value)
-        for name in global_names(function.__code__):
+        for name in global_names(function.__code__, function.__globals__):
             if name in function.__globals__ and not name.startswith("__"):
                 self._add_value(self.globals, name, function.__globals__[name])
 

@@ -100,7 +100,7 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
             content = cell_content(cell)
             if content is not None:
                 yield f" -> closure variable {name!r}", content[0]
-        for name in global_names(obj.__code__):
+        for name in global_names(obj.__code__, obj.__globals__):
             if name in obj.__globals__:
                 yield f" -> global {name!r}", obj.__globals__[name]
         yield from ((f" -> default {value!r:.60}", value) for value in obj.__defaults__ or ())

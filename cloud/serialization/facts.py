@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshal
 import sys
 from collections.abc import Callable, Iterator
-from types import CellType, CodeType
+from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,18 +20,28 @@ def cell_content(cell: CellType) -> tuple[Any] | None:
         return None
 
 
-_codes: dict[int, tuple[CodeType, bytes, tuple[str, ...]]] = {}
+_codes: dict[int, tuple[CodeType, bytes, tuple[str, ...], tuple[str, ...]]] = {}
 
 
-def _code_entry(code: CodeType) -> tuple[CodeType, bytes, tuple[str, ...]]:
+def _code_entry(code: CodeType) -> tuple[CodeType, bytes, tuple[str, ...], tuple[str, ...]]:
     entry = _codes.get(id(code))
     if entry is None or entry[0] is not code:
         if len(_codes) > 1024:
             _codes.clear()
+        tree = list(_tree_of(code))
+        names = tuple(dict.fromkeys(name for each in tree for name in each.co_names))
+        # Not of attributes: a global that only has the name of one is none of the function's business, and may be
+        # large. But of those of __main__ itself, if it may be at hand.
+        at_hand = any(not _AT_HAND.isdisjoint((*each.co_names, *_texts(each), *each.co_freevars)) for each in tree)
+        looked_up = names if at_hand else tuple(dict.fromkeys(name for each in tree for name in _looked_up(each)))
         # Version 2 of marshal writes no back references: those depend on reference counts, and equal code
         # must give equal bytes for digests to match.
-        entry = _codes[id(code)] = (code, marshal.dumps(code, 2), tuple(_names_in(code)))
+        entry = _codes[id(code)] = (code, marshal.dumps(code, 2), looked_up, names)
     return entry
+
+
+_AT_HAND: Final = frozenset({"__main__", "__name__", "__module__", "modules", "getmodule"})
+"""Whose code has one of these may get at the module it is in."""
 
 
 def code_bytes(code: CodeType) -> bytes:
@@ -39,9 +49,21 @@ def code_bytes(code: CodeType) -> bytes:
     return _code_entry(code)[1]
 
 
-def global_names(code: CodeType) -> tuple[str, ...]:
-    """Names that the code, or code nested in it, may look up in its globals."""
-    return _code_entry(code)[2]
+def global_names(code: CodeType, variables: dict[str, Any]) -> tuple[str, ...]:
+    """Names that the code, or code nested in it, may look up in these globals."""
+    _, _, looked_up, names = _code_entry(code)
+    for name in looked_up:
+        value = variables.get(name)
+        if type(value) is ModuleType and value.__dict__ is variables:
+            return names  # the module itself, by a name of its own
+    return looked_up
+
+
+def globals_of(value: Any, variables: dict[str, Any]) -> list[str]:
+    """Those of these globals that a function over them looks up; none for anything else."""
+    if type(value) is not FunctionType or value.__globals__ is not variables:
+        return []
+    return [name for name in global_names(value.__code__, variables) if name in variables]
 
 
 def rebinds(code: CodeType) -> bool:
@@ -52,15 +74,15 @@ def rebinds(code: CodeType) -> bool:
     return found or any(rebinds(each) for each in code.co_consts if isinstance(each, CodeType))
 
 
-def _names_in(code: CodeType) -> dict[str, None]:
-    # Not of attributes: a global that only has the name of one is none of the function's business, and may be large.
-    # But of those of __main__ itself, if it may be at hand.
-    at_hand = "__main__" in code.co_names or "__main__" in code.co_consts
-    names = dict.fromkeys(code.co_names if at_hand else _looked_up(code))
+def _tree_of(code: CodeType) -> Iterator[CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names.update(_names_in(constant))
-    return names
+            yield from _tree_of(constant)
+
+
+def _texts(code: CodeType) -> list[str]:
+    return [each for each in code.co_consts if type(each) is str]
 
 
 def _looked_up(code: CodeType) -> Iterator[str]:
@@ -123,3 +145,9 @@ def _find(top: str) -> bool:
         except Exception:  # noqa: S112, BLE001 - a broken finder of the user's says nothing about the others
             continue
     return False
+
+
+def sends_modules() -> bool:
+    """True when what can be imported travels by value, too, and may change: the program has registered modules so."""
+    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)
+    return bool(registered())

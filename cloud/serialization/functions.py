@@ -15,8 +15,8 @@ from itertools import count
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from cloud.serialization import pickling, unchanged
-from cloud.serialization.facts import global_names, importable, imports_as, rebinds
-from cloud.serialization.flat import pickle_flat
+from cloud.serialization.facts import global_names, importable, imports_as, rebinds, sends_modules
+from cloud.serialization.flat import CONTAINERS, pickle_flat
 from cloud.serialization.large import large_globals
 from cloud.serialization.namespace import Namespace, program_main
 from cloud.serialization.shared import Sent
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _MAX_KEPT: Final = 512
 _MAX_LARGE: Final = 4
 """Functions with large buffers that are kept: each is memory as large as these."""
+
+_MAX_COMPARED: Final = 1000
+"""Containers of more are not compared with what was sent: to find that they are large takes as long as sending them."""
 
 _RECENT_S: Final = 0.005
 _tokens = count(1)
@@ -281,7 +284,7 @@ def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: in
         return None
     if not all(_constant(value) for value in (*contents, *(function.__defaults__ or ()))):
         return None
-    return _watch_names(global_names(function.__code__), variables, watched, depth)
+    return _watch_names(global_names(function.__code__, variables), variables, watched, depth)
 
 
 def _watch_names(names: Iterable[str], variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
@@ -310,6 +313,8 @@ def _watch_names(names: Iterable[str], variables: dict[str, Any], watched: Watch
                 view = _FunctionView(value)
                 watched += [((view, name), view.get(name, None)) for name in _REPLACED]
             continue
+        if type(value) in CONTAINERS and len(value) > _MAX_COMPARED:
+            return None
         content = pickle_flat(value)
         if not isinstance(content, bytes):
             return None
@@ -328,7 +333,7 @@ def _watch_class(name: str, variables: dict[str, Any], watched: Watched, depth: 
 def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | None:
     """As ``_watch`` for a function that is not of ``__main__`` and cannot be imported: its globals go with it."""
     variables = function.__globals__
-    if variables is main or function.__dict__ or function.__kwdefaults__ or _sends_modules():
+    if variables is main or function.__dict__ or function.__kwdefaults__ or sends_modules():
         return None
     try:
         defaults, cells = _values(function)
@@ -337,7 +342,7 @@ def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | 
     if not _constant(cells) or not _constant(defaults):
         return None
     watched: Watched = []
-    for name in (*global_names(function.__code__), "__path__"):
+    for name in (*global_names(function.__code__, variables), "__path__"):
         value = variables.get(name, _MISSING)
         watched.append(((variables, name), value))
         if value is _MISSING or type(value) in pickling.ATOMS:
@@ -351,12 +356,6 @@ def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | 
         ):
             return None
     return watched
-
-
-def _sends_modules() -> bool:
-    # Then what can be imported travels with the function too, and may change.
-    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)
-    return bool(registered())
 
 
 def _watch_submodules(package: str, names: Iterable[str], watched: Watched) -> None:

@@ -68,6 +68,11 @@ class Namespace:
             self._taking = before
         self.received[name] = digest
 
+    @property
+    def is_taking(self) -> bool:
+        """True while a definition that is news here is rebuilt."""
+        return bool(self._taking)
+
     def get(self, name: str) -> Any:
         """A global; KeyError if there is none."""
         if name in self._coming:

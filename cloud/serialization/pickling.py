@@ -26,7 +26,7 @@ from types import CellType, FunctionType, ModuleType
 
 from cloud.errors import SerializationError
 from cloud.serialization import definitions, unchanged
-from cloud.serialization.facts import cell_content, code_bytes, global_names, importable, imports_as
+from cloud.serialization.facts import cell_content, code_bytes, global_names, globals_of, importable, imports_as
 from cloud.serialization.flat import PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
@@ -133,7 +133,7 @@ def _fill_class(cls: type, state: Any) -> None:
     # A result brings the program's own class back: its definition here is the original, and stays.
     if _active.namespace is None and cls not in _active.fresh:
         return
-    if cls not in _active.fresh:
+    if cls not in _active.fresh and _active.namespace is not None and _active.namespace.is_taking:
         definitions.drop_attributes(cls, state[0])
     cloudpickle._class_setstate(cls, state)
 
@@ -197,7 +197,7 @@ class _Main:
 
     def reduce_function(self, function: FunctionType) -> Any:
         if function.__globals__ is not self.variables:
-            if imports_as(function, function.__module__, function.__qualname__):
+            if function is _main_attribute or imports_as(function, function.__module__, function.__qualname__):
                 return NotImplemented
             raise _NeedsCloudpickle
         path = self.main_path(function)
@@ -205,7 +205,7 @@ class _Main:
             return self.refer(path)
         self.uses_main = True
         code = function.__code__
-        for name in global_names(code):
+        for name in global_names(code, self.variables):
             if name in self.variables and name not in _OWN_NAMES:
                 self.refer(name)
         cells = [cell_content(cell) for cell in function.__closure__ or ()]
@@ -406,13 +406,13 @@ def _with_definitions(
         value = variables[name]
         if namespace is not None and namespace.known_there(name):
             # It need not be sent, but what it uses may be news there.
-            code = value.__code__ if type(value) is FunctionType and value.__globals__ is variables else None
-            references[name] = [] if code is None else [each for each in global_names(code) if each in variables]
+            references[name] = globals_of(value, variables)
         elif (definition := unchanged.known(name, variables)) is not None:
             references[name] = definition.references
             table.append((name, definition.digest, definition.content, 0, 0))
         else:
             beside: list[memoryview] | None = None if buffers is None else []
+            parts = unchanged.parts_of(value, variables)
             try:
                 pieces, inner = _pickle(value, variables, None, value, beside)
             except Exception as exc:
@@ -428,20 +428,20 @@ def _with_definitions(
                 buffers += beside
             else:
                 digest = blake2b(entry, digest_size=16).digest()
-                unchanged.keep(name, variables, entry, digest, references[name])
+                unchanged.keep(name, variables, parts, entry, digest, references[name])
             table.append((name, digest, entry, start, len(beside or ())))
         for each in references[name]:
             if each not in names:
                 names[each] = None
                 pending.append(each)
     # An instance of a class that was defined anew has the bytes it had before, and is another object all the same.
-    defined = {row[0]: row[1] for row in table if isinstance(variables[row[0]], FunctionType | type)}
+    defined = {row[0]: row[1] for row in table if isinstance(variables[row[0]], unchanged.KINDS)}
     for at, (name, digest, entry, start, n) in enumerate(table):
         behind = [defined[each] for each in references[name] if each in defined and each != name]
         if behind:
             table[at] = name, blake2b(b"".join((digest, *behind)), digest_size=16).digest(), entry, start, n
     # Values may need classes and functions of the table while they are rebuilt.
-    table.sort(key=lambda row: not isinstance(variables[row[0]], FunctionType | type))
+    table.sort(key=lambda row: not isinstance(variables[row[0]], unchanged.KINDS))
     return _BUNDLE + pickle.dumps((content, table), PROTOCOL)
 
 

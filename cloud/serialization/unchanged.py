@@ -7,7 +7,8 @@ with anything else in it, such as a list, is pickled anew each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from _abc import _get_dump  # type: ignore[import-not-found]
+from collections.abc import Collection
 from operator import is_
 from types import (
     BuiltinFunctionType,
@@ -16,32 +17,30 @@ from types import (
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodDescriptorType,
+    ModuleType,
     WrapperDescriptorType,
 )
 
-from cloud.serialization.facts import cell_content, global_names
+from cloud.serialization.facts import cell_content, global_names, imports_as, sends_modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-_ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
+KINDS: Final = (FunctionType, type)
+"""What is a definition."""
+
 _FIXED: Final = frozenset(
     {
-        BuiltinFunctionType,
-        ClassMethodDescriptorType,
-        GetSetDescriptorType,
-        MemberDescriptorType,
-        MethodDescriptorType,
+        *(int, str, float, bool, bytes, complex, type(None), type(...), type(NotImplemented)),
+        *(ClassMethodDescriptorType, GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType),
         WrapperDescriptorType,
     }
 )
 """Types of parts that are what they are."""
 
 _WRAPPERS: Final = frozenset({staticmethod, classmethod})
-_METACLASSES: Final = frozenset(
-    {"builtins.type", "abc.ABCMeta", "typing._ProtocolMeta", "enum.EnumType", "enum.EnumMeta"}
-)
+_METACLASSES: Final = frozenset({"abc.ABCMeta", "typing._ProtocolMeta", "enum.EnumType", "enum.EnumMeta"})
 _OWN_BUSINESS: Final = frozenset(
     {
         *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__orig_bases__", "__parameters__"),
@@ -51,13 +50,14 @@ _OWN_BUSINESS: Final = frozenset(
 )
 """Attributes in which Python and the standard library keep what they know of a class, and never change it."""
 
-_MAKERS: Final = frozenset({"dataclasses", "reprlib"})
-"""Modules whose functions stand around those they were given, and hold only what they need for that."""
+_MAKERS: Final = frozenset({"collections", "dataclasses", "reprlib", "typing"})
+"""Modules that put functions into classes, around those they were given."""
 
 _PRIVATE_TO: Final = frozenset({"collections", "_collections", "dataclasses", "enum"})
 """Modules whose private types are of things they put into classes."""
 
 _MAX_DEPTH: Final = 4
+_MAX_PARTS: Final = 2000
 
 
 class _Changeable(Exception):
@@ -86,7 +86,7 @@ class Definition:
         """Whether this is the definition of that value, which is one of these globals."""
         if value is not self._value:
             return False
-        parts = _parts_of(value, variables)
+        parts = parts_of(value, variables)
         return parts is not None and len(parts) == len(self._parts) and all(map(is_, parts, self._parts))
 
 
@@ -102,19 +102,13 @@ def known(name: str, variables: dict[str, Any]) -> Definition | None:
     return found if found is not None and found.is_still(variables[name], variables) else None
 
 
-def keep(name: str, variables: dict[str, Any], content: bytes, digest: bytes, references: list[str]) -> None:
-    """Remember how a global was pickled just now, if it can be told later whether it has changed."""
-    value = variables[name]
-    if isinstance(value, FunctionType | type):
-        parts = _parts_of(value, variables)
-        if parts is not None:
-            if len(_kept) >= _MAX_KEPT:
-                _kept.clear()
-            _kept[id(variables), name] = Definition(value, parts, content, digest, references)
+def parts_of(value: Any, variables: dict[str, Any]) -> list[Any] | None:
+    """Objects that are the same ones as long as a function or class would be pickled alike.
 
-
-def _parts_of(value: Any, variables: dict[str, Any]) -> list[Any] | None:
-    """Objects that are the same ones as long as a function or class would be pickled alike."""
+    None for anything else, and if there is something in it that may change and stay the same object.
+    """
+    if not isinstance(value, KINDS) or sends_modules():
+        return None
     parts = _Parts(variables)
     try:
         if type(value) is FunctionType:
@@ -124,6 +118,16 @@ def _parts_of(value: Any, variables: dict[str, Any]) -> list[Any] | None:
     except _Changeable:
         return None
     return parts.found
+
+
+def keep(
+    name: str, variables: dict[str, Any], parts: list[Any] | None, content: bytes, digest: bytes, references: list[str]
+) -> None:
+    """Remember how a global was pickled, given its parts just before."""
+    if parts is not None:
+        if len(_kept) >= _MAX_KEPT:
+            _kept.clear()
+        _kept[id(variables), name] = Definition(variables[name], parts, content, digest, references)
 
 
 class _Parts:
@@ -143,11 +147,19 @@ class _Parts:
         found, self._cls = self.found, cls
         found.append(cls.__bases__)
         for base in cls.__bases__:
-            found.append(self._variables.get(base.__name__))  # it travels by its name while it has that
+            self._add_type(base)
         found += own
         found += own.values()
-        found += own.get("__annotations__", {}).values()
+        self._add_annotations(own.get("__annotations__"))
         is_enum = kind.__module__ == "enum"
+        if is_enum:
+            for member in cls.__members__.values():
+                found += member.__dict__
+                self._add_all(member.__dict__.values(), 0)
+        elif kind is not type and any(reference() is not None for reference in _get_dump(cls)[0]):
+            raise _Changeable  # classes were registered with it, and others may be
+        if any(field.metadata for field in own.get("__dataclass_fields__", {}).values()):
+            raise _Changeable
         for name, value in own.items():
             if type(value) is FunctionType:
                 self.add_function(value, 0)
@@ -155,27 +167,46 @@ class _Parts:
                 self._add(value, 0)
 
     def add_function(self, function: FunctionType, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise _Changeable
         found, variables, code = self.found, self._variables, function.__code__
-        defaults, own = function.__defaults__, function.__globals__
-        found += (code, defaults, function.__qualname__, variables.get(function.__qualname__))
+        defaults, own, cells = function.__defaults__, function.__globals__, function.__closure__
+        found += (code, defaults, function.__qualname__, function.__doc__, variables.get(function.__qualname__))
+        contents = [cell_content(cell) for cell in cells] if cells else []
         if own is variables:
-            found += [name in variables for name in global_names(code)]
-        elif own.get("__name__") in _MAKERS:
-            return
-        if function.__annotations__:
-            found += function.__annotations__.values()
+            found += [name in variables for name in global_names(code, variables)]
+        else:
+            module = str(own.get("__name__"))
+            if module in _MAKERS or module.startswith("namedtuple_"):
+                for content in contents:
+                    self._add_of_maker(content, depth)
+                return
+            if not imports_as(function, function.__module__, function.__qualname__):
+                raise _Changeable  # it travels with globals of its own
+        self._add_annotations(function.__annotations__)
         if defaults:
             self._add_all(defaults, depth)
         for named in (function.__kwdefaults__, function.__dict__):
             if named:
                 found += named
                 self._add_all(named.values(), depth)
-        for cell in function.__closure__ or ():
-            content = cell_content(cell)
-            self._add_all((None,) if content is None else content, depth)
+        for content in contents:
+            found.append(content is None)  # an empty cell
+            self._add_all(content or (), depth)
 
-    def _add_all(self, values: Iterable[Any], depth: int) -> None:
-        if depth > _MAX_DEPTH:
+    def _add_of_maker(self, content: tuple[Any] | None, depth: int) -> None:
+        if content is not None:
+            self.found += content
+            if type(content[0]) is FunctionType:
+                self.add_function(content[0], depth + 1)
+
+    def _add_annotations(self, annotations: dict[str, Any] | None) -> None:
+        if annotations:
+            self.found += annotations
+            self._add_all(annotations.values(), 0)
+
+    def _add_all(self, values: Collection[Any], depth: int) -> None:
+        if depth > _MAX_DEPTH or len(self.found) + len(values) > _MAX_PARTS:
             raise _Changeable
         for value in values:
             self.found.append(value)
@@ -183,7 +214,7 @@ class _Parts:
 
     def _add(self, value: Any, depth: int) -> None:
         kind = type(value)
-        if kind in _ATOMS or kind in _FIXED or value is self._cls:
+        if kind in _FIXED or value is self._cls:
             return
         if kind is FunctionType:
             self.add_function(value, depth)
@@ -195,15 +226,24 @@ class _Parts:
             self._add_all(value, depth)
         elif isinstance(value, type):
             self._add_type(value)
+        elif kind is BuiltinFunctionType:
+            # Those of modules and types. Others are methods of an object that may change.
+            if not isinstance(value.__self__, ModuleType | type | None):
+                raise _Changeable
         elif kind.__module__ == "functools" and kind.__name__ == "cached_property":
             self._add_all((value.func,), depth)
+        elif kind.__module__ in ("typing", "types"):
+            self._add_all((*getattr(value, "__args__", ()), *getattr(value, "__metadata__", ())), depth)
         elif kind.__module__ not in _PRIVATE_TO or not kind.__name__.startswith("_"):
             raise _Changeable
 
     def _add_type(self, cls: type) -> None:
-        named = self._variables.get(cls.__qualname__)
-        # One that ``dataclass`` made anew, with slots, may still have the one before it in its methods.
-        is_before = self._cls is not None and cls.__qualname__ == self._cls.__qualname__
-        if cls.__module__ == "__main__" and named is not cls and not is_before:
+        if cls.__module__ == "__main__":
+            named = self._variables.get(cls.__qualname__)
+            # One that ``dataclass`` made anew, with slots, may still have the one before it in its methods.
+            is_before = self._cls is not None and cls.__qualname__ == self._cls.__qualname__
+            if named is not cls and not is_before:
+                raise _Changeable
+            self.found.append(named)
+        elif cls.__module__ != "builtins" and not imports_as(cls, cls.__module__, cls.__qualname__):
             raise _Changeable
-        self.found.append(named)

@@ -170,6 +170,56 @@ assert once(lambda: MISSING) is MISSING
 """
 
 
+CHANGES = """
+import dataclasses, sys
+import __main__ as program
+
+class Model:
+    rate = 1
+@dataclasses.dataclass
+class Record:
+    number: int
+STATE = ["a"]
+NUMBER = 1
+this = sys.modules[__name__]
+this.noted = 5
+
+def rates(_): return Model.rate
+def states(_): return STATE[0]
+def numbers(_): return NUMBER
+def others(_): return (STATE[0], Model.rate, NUMBER)
+def again(record): return Record(record.number + 1)
+def by_alias(_): return (program.NUMBER, this.noted, sys.modules["__main__"].STATE, sys.modules[__name__].NUMBER)
+
+def set_all(state, rate, number):
+    global NUMBER
+    STATE[0], Model.rate, NUMBER = state, rate, number
+
+for function, values in ((rates, (1, 2)), (states, ("a", "b")), (numbers, (1, 2))):
+    for turn in range(8):
+        set_all(*(("a", 1, 1), ("b", 2, 2))[turn % 2])
+        run = [function, others][turn % 2]
+        assert cloud.result([cloud.call(run, 0) for _ in range(4)])[3] == (values[0] if run is function else ("b", 2, 2))
+        assert set(cloud.result(cloud.map(run, range(20)))) == {values[0] if run is function else ("b", 2, 2)}
+
+set_all("a", 1, 1)
+gate = cloud.call(sum, [1])
+before = [cloud.call(function, 0, _depends_on=[gate]) for function in (rates, states, numbers) for _ in range(5)]
+set_all("b", 2, 2)
+after = [cloud.call(function, 0) for function in (rates, states, numbers) for _ in range(5)]
+assert cloud.result(after) == [2] * 5 + ["b"] * 5 + [2] * 5
+assert cloud.result(before) == [1] * 5 + ["a"] * 5 + [1] * 5
+
+assert cloud.result(cloud.map(again, [Record(n) for n in range(50)])) == [Record(n + 1) for n in range(50)]
+assert cloud.result(cloud.call(by_alias, 0)) == (2, 5, ["b"], 2)
+"""
+
+
+@pytest.mark.parametrize("start", ["import cloud", "import cloud\ncloud.start_simulator()"], ids=["mp", "simulator"])
+def test_each_job_finds_the_globals_of_its_submission(program: Start, start: str) -> None:
+    program(f"{start}\n{CHANGES}").ended()
+
+
 @pytest.mark.parametrize("start", ["import cloud", "import cloud\ncloud.start_simulator()"], ids=["mp", "simulator"])
 def test_classes_and_values_of_the_program_go_and_come_back(program: Start, start: str) -> None:
     program(f"{start}\n{DEFINITIONS}\n{CHECKS}").ended()

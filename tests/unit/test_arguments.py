@@ -1,7 +1,9 @@
-"""Whether a function takes the arguments of a call: told as calling it would, and quickly for most."""
+"""Arguments: whether a function takes those of a call, told as calling it would; and how items become chunks."""
 
 from __future__ import annotations
 
+import pickle
+import struct
 from types import FunctionType
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.client.arguments import check_call, fits
+from cloud.client.arguments import check_call, chunks_of, fits
 from cloud.client.callbacks import _takes_argument
+from cloud.engine import channel as ch
+from cloud.serialization import pickling
 
 NAMES = "abcdef"
 
@@ -61,3 +65,62 @@ def test_a_callback_is_given_the_jid_if_it_takes_it(function: FunctionType) -> N
         assert not _takes_argument(function)
     else:
         assert _takes_argument(function)
+
+
+class Other:
+    """Not a builtin value."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Other) and other.number == self.number
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def arguments_of(kind: int, n: int, payload: bytes) -> list[Any]:
+    if kind == ch.ATOMS_CHUNK:
+        return [(item,) for item in pickle.loads(payload)]
+    if kind == ch.TUPLES_CHUNK:
+        return list(pickle.loads(payload))
+    lengths = struct.unpack_from(f"<{n}I", payload)
+    ends = [4 * n + sum(lengths[: at + 1]) for at in range(n)]
+    return [pickling.loads(payload[end - length : end])[0] for end, length in zip(ends, lengths, strict=True)]
+
+
+ITEMS = st.one_of(
+    st.integers(),
+    st.text(),
+    st.tuples(st.integers(), st.text()),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(), st.integers(), max_size=3),
+    st.builds(Other, st.integers()),
+    st.builds(lambda n: bytes(n), st.sampled_from([0, 5000, 20_000, 70_000])),
+    st.builds(lambda n: ("text" * n, n), st.sampled_from([1, 5000])),
+)
+
+
+@given(st.lists(ITEMS, max_size=40), st.booleans(), st.booleans())
+def test_chunks_hold_the_items_in_order_whatever_they_are(items: list[Any], tuples: bool, plain: bool) -> None:
+    given = [(item, 1) for item in items] if tuples else items
+    found = [
+        each
+        for kind, n, payload in chunks_of(given, None, tuples=tuples, plain=plain)
+        for each in arguments_of(kind, n, payload)
+    ]
+    assert found == (given if tuples else [(item,) for item in items])
+
+
+def test_large_texts_in_tuples_do_not_share_a_chunk() -> None:
+    chunks = list(chunks_of([(number, bytes(100_000)) for number in range(50)], None, tuples=False))
+    assert max(len(payload) for _, _, payload in chunks) < 300_000
+
+
+def test_items_that_have_one_list_in_them_do_not_share_it() -> None:
+    one = [1]
+    first, second = (
+        each for chunk in chunks_of([[one], {"a": one}], None, tuples=False) for each in arguments_of(*chunk)
+    )
+    first[0][0].append(2)
+    assert second == ({"a": [1]},)

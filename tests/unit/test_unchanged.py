@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -111,11 +113,16 @@ def uses(x):
 ALIKE = ["Base", "Point", "Record", "Frozen", "Color", "Bits", "Pair", "Shape", "Slots", "Own", "helper", "uses"]
 
 
+def run(source: str, variables: dict[str, Any]) -> None:
+    exec(compile(source, "<program>", "exec", dont_inherit=True), variables)
+
+
 @pytest.fixture
-def program() -> Namespace:
-    variables: dict[str, Any] = {"__name__": "__main__"}
-    exec(PROGRAM, variables)
-    return Namespace(variables, key="program")
+def program(monkeypatch: pytest.MonkeyPatch) -> Namespace:
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)  # dataclasses make their methods over what they find there
+    run(PROGRAM, vars(module))
+    return Namespace(vars(module), key="program")
 
 
 def send(program: Namespace, *names: str) -> None:
@@ -145,6 +152,15 @@ def set_attribute(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _note_on_red(variables: dict[str, Any]) -> None:
+    variables["Color"].RED.note = "warm"
+
+
+def _rename_annotation(variables: dict[str, Any]) -> None:
+    annotations = variables["Record"].__annotations__
+    annotations["other"] = annotations.pop("number")
+
+
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "attribute": ("Point", set_attribute("Point.kind", "other")),
     "new attribute": ("Point", set_attribute("Point.further", 1)),
@@ -166,7 +182,10 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "a base goes by another name": ("Point", lambda variables: variables.update(Base=int)),
     "annotation": ("Record", lambda variables: variables["Record"].__annotations__.update(number=str)),
     "a global that was not there": ("helper", lambda variables: variables.update(helper=variables["other"])),
-    "defined again": ("Record", lambda variables: exec(PROGRAM, variables)),
+    "defined again": ("Record", lambda variables: run(PROGRAM, variables)),
+    "a member of an enum": ("Color", _note_on_red),
+    "a registered class": ("Shape", lambda variables: variables["Shape"].register(int)),
+    "the name of an annotation": ("Record", _rename_annotation),
     "defaults": ("helper", set_attribute("helper.__defaults__", lambda _: (1,))),
     "attribute of a function": ("helper", set_attribute("helper.note", 1)),
 }
@@ -191,7 +210,75 @@ def test_what_a_method_closes_over(program: Namespace) -> None:
 @pytest.mark.parametrize("value", [[], {}, set(), bytearray(), object(), threading.Event])
 def test_what_may_change_and_stay_the_same_object_is_pickled_each_time(program: Namespace, value: Any) -> None:
     program.variables["Point"].kind = value if not isinstance(value, type) else [value]
-    assert unchanged._parts_of(program.variables["Point"], program.variables) is None
+    assert unchanged.parts_of(program.variables["Point"], program.variables) is None
+
+
+ODD = """
+TABLE = {"a": 1}
+
+def make():
+    class Made:
+        x = 1
+    return Made
+
+def empty():
+    if False:
+        missing = 1
+    def inner():
+        return missing
+    return inner
+
+Local = make()
+class OfLocal(Local): pass
+class Bound:
+    get = TABLE.get
+class Annotated:
+    value: Local
+class Inside:
+    class Part: pass
+    part = Part
+def default(get=TABLE.get): return get("a")
+@dataclasses.dataclass
+class Described:
+    x: int = dataclasses.field(default=1, metadata={"unit": "m"})
+class Many:
+    parts = tuple(range(10_000))
+"""
+
+
+@pytest.mark.parametrize("name", ["OfLocal", "Bound", "Annotated", "Inside", "default", "Described", "Many"])
+def test_what_cannot_be_told_is_pickled_each_time(program: Namespace, name: str) -> None:
+    variables = program.variables
+    run(ODD, variables)
+    assert unchanged.parts_of(variables[name], variables) is None
+
+
+def test_what_others_put_around_a_function_may_use_what_changes(program: Namespace) -> None:
+    module: dict[str, Any] = {"__name__": "made_at_run_time"}
+    exec("LEVEL = 1\ndef wrap(f):\n    def wrapper(x):\n        return f(x) + LEVEL\n    return wrapper\n", module)
+    program.variables["Point"].norm = module["wrap"](program.variables["other"])
+    assert unchanged.parts_of(program.variables["Point"], program.variables) is None
+
+
+def test_an_empty_cell_is_not_one_with_none(program: Namespace) -> None:
+    cell = CellType()
+    inner = FunctionType((lambda: cell).__code__, program.variables, "inner", None, (cell,))
+    inner.__qualname__ = "inner"
+    before = unchanged.parts_of(inner, program.variables)
+    cell.cell_contents = None
+    assert before != unchanged.parts_of(inner, program.variables)
+
+
+def test_nothing_is_kept_while_modules_are_sent_by_value(program: Namespace) -> None:
+    import cloudpickle
+
+    import tests.sample_functions as module
+
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert unchanged.parts_of(program.variables["Point"], program.variables) is None
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_a_name_that_appears_later_is_noticed(program: Namespace) -> None:
@@ -299,3 +386,12 @@ def test_an_enum_that_is_there_already_gets_what_is_new(program: Namespace) -> N
     assert there(program, variables["Color"], worker) is color
     assert color.RED.warm
     assert list(color) == [color.RED, color.BLUE]
+
+
+def test_a_class_that_is_met_in_a_value_loses_nothing(program: Namespace) -> None:
+    variables = program.variables
+    exec("def make():\n    class Made: pass\n    return Made\nMade = make()\n", variables)
+    worker = Namespace({"__name__": "__main__"}, key="eight")
+    made = there(program, variables["Made"](), worker)
+    type(made).count = 1
+    assert type(there(program, variables["Made"](), worker)).count == 1

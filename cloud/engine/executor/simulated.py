@@ -25,6 +25,7 @@ from cloud.engine.store.base import Batch
 from cloud.engine.worker.run import Call, run_call
 from cloud.errors import KilledException
 from cloud.serialization import pickling
+from cloud.serialization.kept import KeptFunctions
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import payload_from
 
@@ -116,11 +117,11 @@ class SimulatedExecutor(Executor):
         self._event = threading.Event()
         self._scheduling = threading.Lock()
         self._closed = False
-        self._functions: dict[int, Callable[..., Any]] = {}
         self._n_started = 0
         self._context: tuple[int, Any] = (0, None)
         self._chunk: tuple[int, list[Any]] = (0, [])
         self.namespace = Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
+        self._functions = KeptFunctions(self.namespace)
         self._events: list[tuple[float, Batch, int, int, str]] = []
         virtual_time.install()
         swapped.install()
@@ -264,7 +265,7 @@ class SimulatedExecutor(Executor):
             if batch.is_map or batch.function.reusable:
                 if len(self._functions) >= _MAX_FUNCTIONS:
                     self._functions.clear()
-                self._functions[batch.function.token] = function
+                self._functions.keep(batch.function.token, function, batch.function.payload)
         if batch.arguments is not None:
             args, kwargs = pickling.loads(batch.arguments, self.namespace)
             return function, args, kwargs

@@ -186,7 +186,10 @@ class Many:
                 return 0.0
             self._record.values.append(value)
             return now
-        flat = pickle_flat(value)
+        try:
+            flat = pickle_flat(value)
+        except Exception:  # noqa: BLE001 - a thread of the job's may change it meanwhile; who looks closer says so
+            return 0.0
         return self._record.add_pickle(flat, now) if isinstance(flat, bytes) else 0.0
 
     def _begin(self, position: int) -> tuple[float, float, int]:
@@ -213,8 +216,13 @@ class Many:
 
 def are_atoms(value: Any, *, small: bool = False) -> bool:
     """True for a tuple of what is immutable and refers to nothing; with ``small``, of nothing large."""
-    if type(value) is not tuple or not pickling.ATOMS.issuperset(map(type, value)):
+    if type(value) is not tuple:
         return False
+    try:
+        if not pickling.ATOMS.issuperset(map(type, value)):
+            return False
+    except TypeError:
+        return False  # there are classes that have no hash
     return not small or all(len(each) <= _LARGE for each in value if type(each) is str or type(each) is bytes)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cloud.engine import channel as ch
 from cloud.serialization import pickling
+from cloud.serialization.kept import KeptFunctions
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SharedBytes, payload_from
 
@@ -33,7 +34,7 @@ class Received:
         self._chunks: dict[int, tuple[int, Any]] = {}
         self._large_chunk: tuple[int, Any] | None = None
         self._last_large: Any = None
-        self._functions: dict[int, Callable[..., Any]] = {}
+        self._functions = KeptFunctions(namespace)
         self._namespace = namespace
         self._in_place: InPlace | None = None
 
@@ -54,7 +55,7 @@ class Received:
         """Keep a function no longer."""
         token = ch.ID.unpack_from(body)[0]
         self.payloads.pop(token, None)
-        self._functions.pop(token, None)
+        self._functions.forget(token)
         if self._in_place is not None:
             self._in_place.forget(token)
 
@@ -92,7 +93,7 @@ class Received:
         if function is None:
             function = pickling.loads(self.payloads[token], self._namespace)
             if keep:
-                self._functions[token] = function
+                self._functions.keep(token, function, self.payloads[token])
         return function
 
     def arguments(self, token: int, payload: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
