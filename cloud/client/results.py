@@ -49,6 +49,7 @@ def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> 
                 continue
             for each in (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length):
                 try:
+                    # As loads finds it, without a call for each.
                     plain = type(each) is bytes and each[0] == PICKLE and REFERENCE not in each
                     values.append(loads_plain(each) if plain else pickling.loads(each, namespace))
                 except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code

@@ -1,7 +1,7 @@
 """Pickles of builtin values in builtin containers, with small arrays and numbers of numpy among them.
 
 Nothing in them can refer to the program, and to no module but numpy. Arrays and numbers are told by what makes them,
-not by what numpy says of itself: that takes a third of the time on both sides, and of the bytes of a small one.
+not by what numpy says of itself: that takes a third to a half of the time, on both sides.
 """
 
 from __future__ import annotations

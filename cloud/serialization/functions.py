@@ -1,40 +1,35 @@
 """A function made ready to travel, and which of them need not be pickled again.
 
-A function is pickled anew for each submission unless everything it captured is immutable and unchanged: a later
-change of a captured list must reach later submissions, and never an earlier one. Of a function that is made again and
-again, with other immutable values in it each time, only those are pickled.
+A function is pickled anew for each submission unless all that it refers to is known to be as it was (see ``watched``):
+a later change of a captured list must reach later submissions, and never an earlier one. Of a function that is made
+again and again, with other immutable values in it each time, only those are pickled.
 """
 
 from __future__ import annotations
 
-import sys
 from _weakref import ref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import count
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 
-from cloud.serialization import pickling, unchanged
-from cloud.serialization.facts import global_names, importable, imports_as, rebinds, sends_modules
-from cloud.serialization.flat import CONTAINERS, pickle_flat
+from cloud.serialization import pickling
+from cloud.serialization.facts import rebinds
 from cloud.serialization.large import large_globals
 from cloud.serialization.namespace import Namespace, program_main
 from cloud.serialization.shared import Sent
 from cloud.serialization.variants import pack_variant, without_values
+from cloud.serialization.watched import MISSING, constant, values_of, watch, watch_elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeAlias
+    from typing import Any, Final
 
-    Values: TypeAlias = tuple[tuple[Any, ...] | None, tuple[Any, ...]]
-    Watched: TypeAlias = list[tuple[Any, Any]]
+    from cloud.serialization.watched import Values, Watched
 
 _MAX_KEPT: Final = 512
 _MAX_LARGE: Final = 4
 """Functions with large buffers that are kept: each is memory as large as these."""
-
-_MAX_COMPARED: Final = 1000
-"""Containers of more are not compared with what was sent: to find that they are large takes as long as sending them."""
 
 _RECENT_S: Final = 0.005
 _tokens = count(1)
@@ -117,7 +112,7 @@ class _Entry:
         is_function = type(function) is FunctionType
         self.key = key
         self.definition = _definition(function) if is_function else ()
-        self.last: tuple[Function, Values] = made, (_values(function) if is_function else (None, ()))
+        self.last: tuple[Function, Values] = made, (values_of(function) if is_function else (None, ()))
         self.base: bytes | None = None
         self.reusable = made.reusable
         self.watched = watched
@@ -125,7 +120,7 @@ class _Entry:
     def get(self, function: Any, namespace: Namespace | None) -> Function | None:
         """The function's bytes, if they follow from what is known."""
         for (variables, name), value in self.watched:
-            if variables.get(name, _MISSING) is not value:
+            if variables.get(name, MISSING) is not value:
                 return None
         made, values = self.last
         if type(function) is FunctionType:
@@ -145,7 +140,7 @@ class _Entry:
 
     def _with_values(self, function: FunctionType, namespace: Namespace | None) -> Function | None:
         try:
-            values = defaults, cells = _values(function)
+            values = defaults, cells = values_of(function)
         except ValueError:
             return None
         if not _same(self.definition, _definition(function)):
@@ -154,7 +149,7 @@ class _Entry:
         if defaults is then[0] and _same(cells, then[1]):
             return made if made.reusable else self._again(made, values)
         # What can be found by its name travels as a name.
-        if "<" not in function.__qualname__ or not _constant(cells) or not _constant(defaults):
+        if "<" not in function.__qualname__ or not constant(cells) or not constant(defaults):
             return None
         if self.base is None:
             self.base = pickling.dumps(without_values(function), namespace)
@@ -193,11 +188,11 @@ class FunctionCache:
         if large is not None and sent is large[1] and payload is large[2].payload:
             return large[2]  # unchanged, to the last byte of its buffers
         variables = program_main() if namespace is None else namespace.variables
-        watched = _watch(function, variables, [], 0)
+        watched = watch(function, variables, [], 0)
         reusable = watched is not None
         if type(function) is FunctionType:
             if watched is None:
-                watched = _watch_elsewhere(function, variables)
+                watched = watch_elsewhere(function, variables)
             elif function.__closure__ and rebinds(function.__code__):
                 reusable = False  # each job begins with the values that it was sent
         made = self._origin(function).variant(payload, reusable=reusable)
@@ -232,12 +227,6 @@ def _code_of(function: Any) -> Any:
     return function.__code__ if type(function) is FunctionType else type(function)
 
 
-def _values(function: FunctionType) -> Values:
-    """What functions of one definition may differ in: defaults, contents of cells. ValueError if a cell is empty."""
-    closure = function.__closure__
-    return function.__defaults__, () if closure is None else tuple([cell.cell_contents for cell in closure])
-
-
 def _definition(function: FunctionType) -> tuple[Any, ...]:
     """The rest of what a function's code does not tell."""
     known = (
@@ -260,160 +249,3 @@ def _same(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
         if one is not other and not (type(one) is type(other) and type(one) in (int, str) and one == other):
             return False
     return True
-
-
-_MISSING: Final = object()
-
-
-def _watch(function: Any, variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
-    """What to compare before the bytes may be used again; None if that cannot be told cheaply."""
-    if type(function) is not FunctionType:
-        if isinstance(function, type | BuiltinFunctionType) and imports_as(
-            function, function.__module__, function.__qualname__
-        ):
-            return watched
-        return None
-    if function.__globals__ is not variables:
-        imports = imports_as(function, function.__module__, function.__qualname__)
-        return watched if imports else None
-    if function.__dict__ or function.__kwdefaults__ or depth > 8:
-        return None
-    try:
-        contents = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:
-        return None
-    if not all(_constant(value) for value in (*contents, *(function.__defaults__ or ()))):
-        return None
-    return _watch_names(global_names(function.__code__, variables), variables, watched, depth)
-
-
-def _watch_names(names: Iterable[str], variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
-    for name in names:
-        if name not in variables:
-            # A global defined later must be noticed.
-            watched.append(((variables, name), _MISSING))
-            continue
-        value = variables[name]
-        where = ((variables, name), value)
-        if any(seen[0][1] == name and seen[1] is value for seen in watched):
-            continue
-        watched.append(where)
-        if type(value) in pickling.ATOMS or isinstance(value, ModuleType):
-            continue
-        if type(value) is FunctionType and value.__closure__:
-            return None
-        if isinstance(value, type) and value.__module__ == "__main__":
-            if _watch_class(name, variables, watched, depth) is None:
-                return None
-            continue
-        if isinstance(value, FunctionType | BuiltinFunctionType | type):
-            if _watch(value, variables, watched, depth + 1) is None:
-                return None
-            if type(value) is FunctionType and value.__globals__ is variables:
-                view = _FunctionView(value)
-                watched += [((view, name), view.get(name, None)) for name in _REPLACED]
-            continue
-        if type(value) in CONTAINERS and len(value) > _MAX_COMPARED:
-            return None
-        content = pickle_flat(value)
-        if not isinstance(content, bytes):
-            return None
-        watched.append(((_ValueView(value, content), name), content))
-    return watched
-
-
-def _watch_class(name: str, variables: dict[str, Any], watched: Watched, depth: int) -> Watched | None:
-    definition = unchanged.known(name, variables)
-    if definition is None or depth > 8:
-        return None
-    watched.append(((_ClassView(definition, variables), name), definition))
-    return _watch_names(definition.references, variables, watched, depth + 1)
-
-
-def _watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | None:
-    """As ``_watch`` for a function that is not of ``__main__`` and cannot be imported: its globals go with it."""
-    variables = function.__globals__
-    if variables is main or function.__dict__ or function.__kwdefaults__ or sends_modules():
-        return None
-    try:
-        defaults, cells = _values(function)
-    except ValueError:
-        return None
-    if not _constant(cells) or not _constant(defaults):
-        return None
-    watched: Watched = []
-    for name in (*global_names(function.__code__, variables), "__path__"):
-        value = variables.get(name, _MISSING)
-        watched.append(((variables, name), value))
-        if value is _MISSING or type(value) in pickling.ATOMS:
-            continue
-        if isinstance(value, ModuleType):
-            if not importable(value.__name__):
-                return None
-            _watch_submodules(value.__name__, function.__code__.co_names, watched)
-        elif not isinstance(value, FunctionType | BuiltinFunctionType | type) or not imports_as(
-            value, value.__module__, value.__qualname__
-        ):
-            return None
-    return watched
-
-
-def _watch_submodules(package: str, names: Iterable[str], watched: Watched) -> None:
-    # cloudpickle has those imported where the job runs, if they are here.
-    for name in names:
-        full = f"{package}.{name}"
-        found = sys.modules.get(full, _MISSING)
-        watched.append(((sys.modules, full), found))
-        if found is not _MISSING:
-            _watch_submodules(full, names, watched)
-
-
-_REPLACED: Final = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")
-
-
-class _FunctionView:
-    """Looks like a dict to the comparison: the parts of a helper function that may be replaced in place."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: FunctionType) -> None:
-        self.function = function
-
-    def get(self, name: str, default: Any) -> Any:
-        return getattr(self.function, name) or None  # an empty dict is one that nobody has set anything in
-
-
-class _ClassView:
-    """Looks like a dict to the comparison: a class of ``__main__`` as long as it is as it was pickled."""
-
-    __slots__ = ("definition", "variables")
-
-    def __init__(self, definition: unchanged.Definition, variables: dict[str, Any]) -> None:
-        self.definition = definition
-        self.variables = variables
-
-    def get(self, name: str, default: Any) -> Any:
-        value = self.variables.get(name)
-        return self.definition if self.definition.is_still(value, self.variables) else default
-
-
-class _ValueView:
-    """Looks like a dict to the comparison: a small value as long as it has in it what it had."""
-
-    __slots__ = ("content", "value")
-
-    def __init__(self, value: Any, content: bytes) -> None:
-        self.value = value
-        self.content = content
-
-    def get(self, name: str, default: Any) -> Any:
-        return self.content if pickle_flat(self.value) == self.content else default
-
-
-def _constant(value: Any) -> bool:
-    kind = type(value)
-    if kind in pickling.ATOMS:
-        return True
-    if kind is tuple:
-        return all(_constant(each) for each in value)
-    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _pickle as pickle
 from collections.abc import Callable
 
-from cloud.serialization.namespace import Namespace
+from cloud.serialization.namespace import Definitions, Namespace
 from cloud.serialization.shared import is_shared, unpack_shared
 from cloud.serialization.variants import unpack_variant
 
@@ -25,7 +25,7 @@ class KeptFunctions:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
-        self._kept: dict[int, tuple[Callable[..., Any], list[tuple[str, bytes]]]] = {}
+        self._kept: dict[int, tuple[Callable[..., Any], Definitions]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -35,16 +35,12 @@ class KeptFunctions:
         found = self._kept.get(token)
         if found is None:
             return None
-        function, rows = found
-        received = self._namespace.received
-        for name, digest in rows:
-            if received.get(name) != digest:
-                return None
-        return function
+        function, definitions = found
+        return function if self._namespace.has(definitions) else None
 
     def keep(self, token: int, function: Callable[..., Any], payload: Any) -> None:
         """Keep what was just rebuilt from this payload."""
-        self._kept[token] = function, _definitions_of(payload)
+        self._kept[token] = function, definitions_of(payload)
 
     def forget(self, token: int) -> None:
         """Keep it no longer. No effect if it is not kept."""
@@ -55,7 +51,7 @@ class KeptFunctions:
         self._kept.clear()
 
 
-def _definitions_of(payload: Any) -> list[tuple[str, bytes]]:
+def definitions_of(payload: Any) -> Definitions:
     """Names and digests of what travels with a payload of ``pickling.dumps``."""
     if is_shared(payload):
         payload, _ = unpack_shared(payload)

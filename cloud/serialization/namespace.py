@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Row: TypeAlias = "tuple[str, bytes, bytes, int, int]"
 """A definition that travels: name, digest, pickle, and which of the payload's buffers are its: the first, how many."""
 
+Definitions: TypeAlias = "list[tuple[str, bytes]]"
+"""Names and digests of those that came with something."""
+
 
 def program_main() -> dict[str, Any]:
     """The globals of this process's own ``__main__``."""
@@ -39,13 +42,18 @@ class Namespace:
         self.variables = variables
         self.key = key
         self.received: dict[str, bytes] = {}
-        self.bases: dict[bytes, tuple[FunctionType, list[Row]]] = {}
+        self.bases: dict[bytes, tuple[FunctionType, Definitions]] = {}
         self._coming: dict[str, tuple[Row, list[memoryview]]] = {}
         self._taking = ""
 
     def known_there(self, name: str) -> bool:
         """True when the other side has this name from elsewhere, so that it need not be sent."""
         return False
+
+    def has(self, definitions: Definitions) -> bool:
+        """True while these are what was received last; other jobs may have brought others since."""
+        received = self.received
+        return all(received.get(name) == digest for name, digest in definitions)
 
     def apply(self, table: list[Row], buffers: list[memoryview]) -> None:
         """Take over definitions that are news here, each as soon as another asks for it."""

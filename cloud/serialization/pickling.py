@@ -28,6 +28,7 @@ from cloud.errors import SerializationError
 from cloud.serialization import definitions, unchanged
 from cloud.serialization.facts import cell_content, code_bytes, global_names, globals_of, importable, imports_as
 from cloud.serialization.flat import PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
+from cloud.serialization.kept import definitions_of
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
 from cloud.serialization.shared import SHARE_BYTES, Sent, SharedBytes, is_shared, pack_shared, unpack_shared
@@ -524,15 +525,13 @@ def _load_variant(payload: bytes, namespace: Namespace | None) -> FunctionType:
     if namespace is None:
         function = loads(base)
         return varied(function, function.__globals__, defaults, cells)
-    function, table = namespace.bases.get(base, (None, ()))
-    # Other jobs may have brought other definitions since.
-    if function is None or any(namespace.received.get(row[0]) != row[1] for row in table):
+    function, brought = namespace.bases.get(base, (None, []))
+    if function is None or not namespace.has(brought):
         function = loads(base, namespace)
         if len(base) <= _MAX_BASE_BYTES:
             if len(namespace.bases) >= _MAX_BASES:
                 namespace.bases.clear()
-            table = pickle.loads(memoryview(base)[1:])[1] if base[:1] == _BUNDLE else []
-            namespace.bases[base] = function, table
+            namespace.bases[base] = function, definitions_of(base)
     variables = function.__globals__
     # Globals that came along from a module are each function's own: jobs may assign to them.
     own = variables if variables is namespace.variables else variables.copy()

@@ -8,8 +8,8 @@ with anything else in it, such as a list, is pickled anew each time.
 from __future__ import annotations
 
 from _abc import _get_dump  # type: ignore[import-not-found]
+from _operator import is_
 from collections.abc import Collection
-from operator import is_
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,

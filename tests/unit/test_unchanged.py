@@ -181,7 +181,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     ),
     "a base goes by another name": ("Point", lambda variables: variables.update(Base=int)),
     "annotation": ("Record", lambda variables: variables["Record"].__annotations__.update(number=str)),
-    "a global that was not there": ("helper", lambda variables: variables.update(helper=variables["other"])),
+    "another function under the name": ("helper", lambda variables: variables.update(helper=variables["other"])),
     "defined again": ("Record", lambda variables: run(PROGRAM, variables)),
     "a member of an enum": ("Color", _note_on_red),
     "a registered class": ("Shape", lambda variables: variables["Shape"].register(int)),

@@ -51,7 +51,7 @@ def caller(
         return function(*item)
 
     def call_loaded(item: bytes) -> Any:
-        plain = item[0] == PICKLE and REFERENCE not in item
+        plain = item[0] == PICKLE and REFERENCE not in item  # as loads finds it, without a call for each
         args, kwargs = loads_plain(item) if plain else pickling.loads(item, namespace)
         value = function(*args, **kwargs)
         if sys.path != path:
