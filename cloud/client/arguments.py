@@ -12,7 +12,7 @@ from types import FunctionType, MethodType
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
-from cloud.serialization.flat import pickle_each
+from cloud.serialization.flat import ATOMS, pickle_each, pickle_together
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_ITEMS: Final = 4096
 _MAX_SEPARATE: Final = 1024
 _SEPARATE_BYTES: Final = 1 << 16
+_MAX_UNSHARED_BYTES: Final = 1 << 18
+_FEW: Final = 16
 _TOGETHER: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
@@ -106,7 +108,7 @@ def pickle_call(
 
 
 def _are_small_atoms(values: Iterable[Any]) -> bool:
-    atoms = pickling.ATOMS
+    atoms = ATOMS
     for value in values:  # most often one: a loop takes less than builtins that are to be called
         kind = type(value)
         if kind not in atoms or ((kind is str or kind is bytes) and len(value) >= SHARE_BYTES):
@@ -176,7 +178,8 @@ def chunks_of(
 ) -> Iterator[tuple[int, int, bytes]]:
     """(kind, n, payload) of consecutive items, as they become available.
 
-    Items that are immutable are pickled together; others one by one, so that jobs share nothing that they could change.
+    Items that are immutable, or share nothing that could be changed, are pickled together; others one by one, so that
+    jobs share no such thing either.
     A slow iterable gives small chunks, so that its first items need not wait for its last.
     """
     if type(items) is range and not tuples:
@@ -212,19 +215,41 @@ def pack_items(
         return
     items: Any = block
     flat: Iterable[Any] = chain.from_iterable(items) if tuples else items
-    if not limit and pickling.ATOMS.issuperset(map(type, flat)):
+    if not limit and ATOMS.issuperset(map(type, flat)):
         yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
     elif not (limit or tuples) and _are_flat_tuples(items):
         yield ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
-    else:
+    elif limit:
         yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
+    else:
+        yield from _unshared(block, namespace, tuples=tuples, plain=plain)
+
+
+def _unshared(
+    block: Sequence[Any], namespace: Namespace | None, *, tuples: bool, plain: bool
+) -> Iterator[tuple[int, int, bytes]]:
+    """Chunks of these items: together while they are flat and small, and no two of them refer to the same list."""
+    kind = ch.UNSHARED_TUPLES_CHUNK if tuples else ch.UNSHARED_CHUNK
+    at, n = 0, _FEW
+    while at < len(block):
+        together = block[at : at + n]
+        content = pickle_together(together, _MAX_UNSHARED_BYTES)
+        if content is not None:
+            yield kind, len(together), content
+            at += n
+            n = max(1, min(_MAX_SEPARATE, len(together) * _SEPARATE_BYTES // len(content)))
+        elif n > _FEW:
+            n = _FEW  # those before them were smaller
+        else:
+            yield from _separate(block[at:], namespace, tuples=tuples, plain=plain, limit=0)
+            return
 
 
 def _are_flat_tuples(items: list[Any]) -> bool:
     """Whether these are tuples of atoms, none of them large."""
     return (
         _TUPLE.issuperset(map(type, items))
-        and pickling.ATOMS.issuperset(map(type, chain.from_iterable(items)))
+        and ATOMS.issuperset(map(type, chain.from_iterable(items)))
         and max(map(getsizeof, chain.from_iterable(items)), default=0) <= _MAX_ATOM_BYTES
     )
 

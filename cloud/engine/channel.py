@@ -83,6 +83,11 @@ PROMPT: Final = 32  #: send the outcome of an item that is not small before begi
 ATOMS_CHUNK: Final = 1  #: one pickle of a list of single arguments
 SEPARATE_CHUNK: Final = 2  #: one pickle an item: its arguments, (args, kwargs)
 TUPLES_CHUNK: Final = 3  #: one pickle of a list of tuples of atoms
+UNSHARED_CHUNK: Final = 4  #: as ATOMS, but of values that may be changed: no two of them refer to the same such
+UNSHARED_TUPLES_CHUNK: Final = 5  #: as TUPLES, likewise
+
+UNSHARED: Final = (UNSHARED_CHUNK, UNSHARED_TUPLES_CHUNK)
+SPREAD: Final = (TUPLES_CHUNK, UNSHARED_TUPLES_CHUNK)
 
 MAX_CHUNKS: Final = 4
 """Chunks a worker keeps; both sides drop the oldest at the same frame."""

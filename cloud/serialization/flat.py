@@ -7,8 +7,9 @@ not by what numpy says of itself: that takes a third to a half of the time, on b
 from __future__ import annotations
 
 import _pickle as pickle
+import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copyreg import dispatch_table
 
 TYPE_CHECKING = False
@@ -29,6 +30,12 @@ loads_plain: Final = pickle.loads
 CONTAINERS: Final = frozenset({tuple, list, dict, set, frozenset})
 """Exact types that ``pickle_flat`` may take; beside them those of numpy's that are here, see ``may_be_flat``."""
 
+ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
+"""Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
+
+_IMMUTABLE: Final = frozenset({tuple, frozenset})
+_MAX_DEPTH: Final = 8
+
 _MAX_REUSED_BYTES: Final = 1 << 14
 _MAX_ARRAY_BYTES: Final = 1 << 18
 """Larger ones may travel beside the pickle."""
@@ -41,6 +48,10 @@ class _NotFlat(Exception):
     """There is something else in it."""
 
 
+class _TooLarge(Exception):
+    """It is more than was asked for."""
+
+
 class Written:
     """A file of pieces: large bytes are pieces by themselves, and not copied."""
 
@@ -50,12 +61,28 @@ class Written:
         self.write = pieces.append
 
 
+class _Limited:
+    """As ``Written``, of no more than so many bytes."""
+
+    __slots__ = ("_left", "_pieces")
+
+    def __init__(self, pieces: list[Any], max_bytes: int) -> None:
+        self._pieces, self._left = pieces, max_bytes
+
+    def write(self, piece: Any) -> None:
+        self._left -= len(piece) if type(piece) is bytes else piece.raw().nbytes
+        if self._left < 0:
+            raise _TooLarge
+        self._pieces.append(piece)
+
+
 class FlatPickler(pickle.Pickler):
     """Refuses what is more than a builtin value or numpy's, before anything of that is asked how it is pickled."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = 0) -> None:
         self.pieces: list[Any] = []
-        pickle.Pickler.__init__(self, Written(self.pieces), PROTOCOL)
+        file = _Limited(self.pieces, max_bytes) if max_bytes else Written(self.pieces)
+        pickle.Pickler.__init__(self, file, PROTOCOL)
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -118,6 +145,49 @@ def pickle_each(objects: Iterable[Any]) -> list[bytes]:
     except Exception:  # noqa: BLE001, S110 - whoever pickles it otherwise finds the same, and says so
         pass
     return pickles[:n]
+
+
+def pickle_together(values: Sequence[Any], max_bytes: int) -> bytes | None:
+    """One pickle of a list of values, for a third of the time on both sides; each is as if it was pickled alone.
+
+    None if there is something else in one of them, if two of them refer to the same object that could be changed, or if
+    that is more than so many bytes.
+    """
+    if not _share_nothing(values):
+        return None
+    pickler = FlatPickler(max_bytes)
+    try:
+        pickler.dump(values)
+    except (_NotFlat, _TooLarge, RecursionError, MemoryError):
+        return None
+    return b"".join(as_written(pickler.pieces))
+
+
+def _share_nothing(values: Sequence[Any]) -> bool:
+    """Whether no two of them refer to the same object that could be changed."""
+    level: Sequence[Any] = values
+    found: set[int] = set()
+    n_found = 0
+    for _ in range(_MAX_DEPTH):
+        try:
+            kinds = set(map(type, level))
+        except TypeError:
+            return False  # there are classes that have no hash
+        if not kinds.isdisjoint(ATOMS):
+            level = [each for each in level if type(each) not in ATOMS]
+            kinds -= ATOMS
+        if not kinds:
+            return True
+        if not all(map(may_be_flat, kinds)):
+            return False
+        # Two arrays may share memory: their pickles have what each of them shows.
+        changeable = level if kinds.isdisjoint(_IMMUTABLE) else [each for each in level if type(each) not in _IMMUTABLE]
+        found.update(map(id, changeable))
+        n_found += len(changeable)
+        if len(found) < n_found:
+            return False
+        level = gc.get_referents(*level)
+    return False
 
 
 def as_written(pieces: list[Any]) -> list[Any]:

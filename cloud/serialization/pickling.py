@@ -27,7 +27,7 @@ from types import CellType, FunctionType, ModuleType
 from cloud.errors import SerializationError
 from cloud.serialization import definitions, unchanged
 from cloud.serialization.facts import cell_content, code_bytes, global_names, globals_of, importable, imports_as
-from cloud.serialization.flat import PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
+from cloud.serialization.flat import ATOMS, PICKLE, PROTOCOL, REFERENCE, Written, as_written, pickle_flat
 from cloud.serialization.kept import definitions_of
 from cloud.serialization.large import LargeGlobal
 from cloud.serialization.namespace import Namespace, Row, program_main
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 _BUNDLE: Final = b"M"
 _MAX_BASES: Final = 64
 _MAX_BASE_BYTES: Final = 1 << 16
-
-ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
-"""Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
 
 _OWN_NAMES: Final = frozenset(
     {"__name__", "__builtins__", "__spec__", "__loader__", "__package__", "__cached__", "__annotations__", "__doc__"}

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
-from cloud.serialization import pickling, unchanged
+from cloud.serialization import unchanged
 from cloud.serialization.facts import global_names, importable, imports_as, sends_modules
-from cloud.serialization.flat import CONTAINERS, pickle_flat
+from cloud.serialization.flat import ATOMS, CONTAINERS, pickle_flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _watch_names(names: Iterable[str], variables: dict[str, Any], watched: Watch
         if any(seen[0][1] == name and seen[1] is value for seen in watched):
             continue
         watched.append(where)
-        if type(value) in pickling.ATOMS or isinstance(value, ModuleType):
+        if type(value) in ATOMS or isinstance(value, ModuleType):
             continue
         if type(value) is FunctionType and value.__closure__:
             return None
@@ -111,7 +111,7 @@ def watch_elsewhere(function: FunctionType, main: dict[str, Any]) -> Watched | N
     for name in (*global_names(function.__code__, variables), "__path__"):
         value = variables.get(name, MISSING)
         watched.append(((variables, name), value))
-        if value is MISSING or type(value) in pickling.ATOMS:
+        if value is MISSING or type(value) in ATOMS:
             continue
         if isinstance(value, ModuleType):
             if not importable(value.__name__):
@@ -179,7 +179,7 @@ class _ValueView:
 def constant(value: Any) -> bool:
     """True for an atom, and for a tuple of what is constant."""
     kind = type(value)
-    if kind in pickling.ATOMS:
+    if kind in ATOMS:
         return True
     if kind is tuple:
         return all(constant(each) for each in value)

@@ -105,6 +105,16 @@ def append(values: list[Any], value: Any) -> list[Any]:
     return values
 
 
+def change_and_fail_first(record: dict[str, Any]) -> list[str]:
+    """Change the argument in place, and fail the first time; what it holds otherwise."""
+    record["seen"].append("here")
+    note(record["log"])
+    if len(notes(record["log"])) == 1:
+        raise ValueError("attempt 1")
+    seen: list[str] = record["seen"]
+    return seen
+
+
 def two(a: Any, b: Any) -> tuple[Any, Any]:
     """Return both arguments."""
     return a, b

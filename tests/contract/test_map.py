@@ -177,6 +177,18 @@ def test_jobs_share_no_item(api: ModuleType, one_slot: None) -> None:
     assert api.result(api.map(jobs.append, [item] * 300, range(300))) == [[i] for i in range(300)]
 
 
+def test_jobs_that_change_their_items_are_given_them_anew(api: ModuleType, one_slot: None, tmp_path: Path) -> None:
+    records = [{"log": str(tmp_path / str(number)), "seen": []} for number in range(40)]
+    jids = api.map(jobs.change_and_fail_first, records, _retries=1, _retry_delay=0)
+    assert api.result(jids) == [["here"]] * 40
+    assert [len(notes(record["log"])) for record in records] == [2] * 40
+    rows = [[number] for number in range(1000)]
+    assert api.result(api.map(jobs.append, rows, ({"a": number} for number in range(1000)))) == [
+        [number, {"a": number}] for number in range(1000)
+    ]
+    assert rows[3] == [3]
+
+
 def test_one_failure_costs_only_its_own_job(api: ModuleType) -> None:
     def fails_at_three(i: int) -> int:
         if i % 10 == 3:

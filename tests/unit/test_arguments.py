@@ -80,10 +80,10 @@ class Other:
 
 
 def arguments_of(kind: int, n: int, payload: bytes) -> list[Any]:
-    if kind == ch.ATOMS_CHUNK:
-        return [(item,) for item in pickle.loads(payload)]
-    if kind == ch.TUPLES_CHUNK:
+    if kind in ch.SPREAD:
         return list(pickle.loads(payload))
+    if kind != ch.SEPARATE_CHUNK:
+        return [(item,) for item in pickle.loads(payload)]
     lengths = struct.unpack_from(f"<{n}I", payload)
     ends = [4 * n + sum(lengths[: at + 1]) for at in range(n)]
     return [pickling.loads(payload[end - length : end])[0] for end, length in zip(ends, lengths, strict=True)]
@@ -115,6 +115,26 @@ def test_chunks_hold_the_items_in_order_whatever_they_are(items: list[Any], tupl
 def test_large_texts_in_tuples_do_not_share_a_chunk() -> None:
     chunks = list(chunks_of([(number, bytes(100_000)) for number in range(50)], None, tuples=False))
     assert max(len(payload) for _, _, payload in chunks) < 300_000
+
+
+@pytest.mark.parametrize("tuples", [False, True])
+def test_records_are_pickled_together_unless_they_are_large(tuples: bool) -> None:
+    def kinds_of(items: list[Any]) -> set[int]:
+        given = [(item, [1]) for item in items] if tuples else items
+        chunks = list(chunks_of(given, None, tuples=tuples))
+        assert [each[0] for chunk in chunks for each in arguments_of(*chunk)] == items
+        assert max(len(payload) for _, _, payload in chunks) < 400_000
+        return {kind for kind, _, _ in chunks}
+
+    together = {ch.UNSHARED_TUPLES_CHUNK if tuples else ch.UNSHARED_CHUNK}
+    assert kinds_of([{"number": number, "name": str(number)} for number in range(5000)]) == together
+    assert kinds_of([["text" * number] for number in range(1000)]) == together
+    # Sixteen of the first are looked at; what follows is larger than they were.
+    assert kinds_of([[bytes(1000 if number < 100 else 20_000)] for number in range(200)]) == {
+        *together,
+        ch.SEPARATE_CHUNK,
+    }
+    assert ch.SEPARATE_CHUNK in kinds_of([[bytes(200_000)] for number in range(20)])
 
 
 def test_items_that_have_one_list_in_them_do_not_share_it() -> None:

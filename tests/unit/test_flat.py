@@ -6,6 +6,8 @@ import pickle
 import sys
 import threading
 from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.serialization import flat
-from cloud.serialization.flat import CONTAINERS, pickle_each, pickle_flat
+from cloud.serialization.flat import CONTAINERS, pickle_each, pickle_flat, pickle_together
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 KEYS = st.integers() | st.text() | st.tuples(st.integers(), st.text())
@@ -233,6 +235,69 @@ def test_many_end_before_the_first_that_is_not_flat_or_is_large() -> None:
         pickles = pickle_each([*little, other, [2]])
         assert pickles == [content(value) for value in little]
     assert pickle_each([]) == []
+    assert Own.asked == 0
+
+
+@given(st.lists(st.one_of(ATOMS, VALUES), max_size=20))
+def test_together_each_is_as_by_itself(values: list[Any]) -> None:
+    found = pickle_together(values, 1 << 20)
+    # An object that occurs twice may be in two values.
+    if found is not None:
+        assert pickle.loads(found) == values
+
+
+@given(st.randoms(use_true_random=False))
+def test_what_two_values_refer_to_is_not_pickled_together(random: Random) -> None:
+    made: list[Any] = [1, "text", np.float64(0.5)]
+    for _ in range(random.randint(1, 12)):
+        inner = random.choices(made, k=random.randint(0, 3))
+        keys = [each for each in inner if isinstance(each, int | str)]
+        makers: list[Callable[[], Any]] = [
+            lambda inner=inner: inner,
+            lambda inner=inner: tuple(inner),
+            lambda inner=inner: dict(enumerate(inner)),
+            lambda keys=keys: set(keys),
+            lambda: np.arange(2),
+        ]
+        made.append(random.choice(makers)())
+    values = random.choices(made, k=random.randint(1, 5))
+    found = pickle_together(values, 1 << 20)
+    if found is None:
+        return
+    seen: set[int] = set()
+    loaded = pickle.loads(found)
+    for value in loaded:
+        own = set(map(id, _changeable(value)))
+        assert seen.isdisjoint(own)
+        seen |= own
+
+
+def _changeable(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | dict | set | np.ndarray):
+        yield value
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _changeable(each)
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _changeable(each)
+
+
+def test_records_and_arrays_are_pickled_together_and_what_is_not_flat_or_large_is_not() -> None:
+    values = [{"a": [1, (2, [3])], "b": {4}}, [np.arange(3)], (np.float64(1), ["c"])]
+    found = pickle_together(values, 1000)
+    assert found is not None
+    assert str(pickle.loads(found)) == str(values)
+    assert pickle_together(values, 50) is None
+    assert pickle_together([*values, [bytes(1 << 17)]], 1 << 17) is None
+    assert pickle_together([*values, Own()], 1000) is None
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert pickle_together([deep], 1 << 20) is None
+    looped: list[Any] = []
+    looped.append(looped)
+    assert pickle_together([looped], 1000) is None
     assert Own.asked == 0
 
 

@@ -22,6 +22,7 @@ from cloud.engine.clock import VirtualClock
 from cloud.engine.executor import printing, swapped, virtual_time
 from cloud.engine.executor.base import Executor
 from cloud.engine.store.base import Batch
+from cloud.engine.worker.received import Unshared
 from cloud.engine.worker.run import Call, run_call
 from cloud.errors import KilledException
 from cloud.serialization import pickling
@@ -119,7 +120,7 @@ class SimulatedExecutor(Executor):
         self._closed = False
         self._n_started = 0
         self._context: tuple[int, Any] = (0, None)
-        self._chunk: tuple[int, list[Any]] = (0, [])
+        self._chunk: tuple[int, Any] = (0, [])
         self.namespace = Namespace({"__name__": "__main__", "__builtins__": __builtins__}, key=f"sim{id(self)}")
         self._functions = KeptFunctions(self.namespace)
         self._events: list[tuple[float, Batch, int, int, str]] = []
@@ -276,9 +277,10 @@ class SimulatedExecutor(Executor):
         at = index - chunk.start
         if chunk.kind != ch.SEPARATE_CHUNK:
             if self._chunk[0] != chunk.token:
-                self._chunk = chunk.token, pickling.loads_list(chunk.payload)
-            item = self._chunk[1][at]
-            return tuple(item) if chunk.kind == ch.TUPLES_CHUNK else (item,)
+                unshared = chunk.kind in ch.UNSHARED
+                self._chunk = chunk.token, (Unshared if unshared else pickling.loads_list)(chunk.payload)
+            [item] = self._chunk[1][at : at + 1]
+            return tuple(item) if chunk.kind in ch.SPREAD else (item,)
         lengths = memoryview(chunk.payload[: 4 * chunk.n]).cast("I")
         start = 4 * chunk.n + sum(lengths[:at])
         content = payload_from(chunk.payload, start) if chunk.n == 1 else chunk.payload[start : start + lengths[at]]

@@ -58,9 +58,9 @@ def caller(
             dirty[0] = True  # the next call may be somebody else's
         return value
 
-    if kind == ch.ATOMS_CHUNK:
-        return function
-    return call_spread if kind == ch.TUPLES_CHUNK else call_loaded
+    if kind == ch.SEPARATE_CHUNK:
+        return call_loaded
+    return call_spread if kind in ch.SPREAD else function
 
 
 class ItemRecord:

@@ -256,16 +256,16 @@ class Worker:
             return
         self.depth = depth
         self._jid_offset = jid - position
-        is_large = n == 1 and type(items[first]) is SharedBytes
+        is_large = n == 1 and type(items) is list and type(items[first]) is SharedBytes
         if is_large or flags & (ch.PROFILE_FLAG | ch.FAST_PICKLE) or self.settings["max_transmit_bytes"]:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         try:
             function = self._function(token, context, extras, keep=True)
+            part = items[first : first + n]
         except BaseException:  # noqa: BLE001 - each item reports it as its own
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
-        part = items[first : first + n] if first or n < len(items) else items
         self._many.run_items(function, kind, part, position, flags)
         self._received.give_back()
 
@@ -284,16 +284,16 @@ class Worker:
     ) -> None:
         slots = self.slots
         for index in range(n):
-            item = items[first + index]
 
-            def load(item: Any = item) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+            def load(index: int = first + index) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
                 function = self._function(token, context, extras, keep=True)
                 if slots[ch.KILL] == slots[ch.CURRENT]:
                     raise _killed()
+                [item] = items[index : index + 1]
                 if kind == ch.SEPARATE_CHUNK:
                     args, kwargs = self._received.arguments(token, item)
                     return function, args, kwargs
-                return function, item if kind == ch.TUPLES_CHUNK else (item,), {}
+                return function, item if kind in ch.SPREAD else (item,), {}
 
             slots[ch.CURRENT] = position + index
             if position + index >= slots[ch.LIMIT]:

@@ -13,7 +13,7 @@ from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.run import Call, pack_ended
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.serialization import pickling
-from cloud.serialization.flat import pickle_flat
+from cloud.serialization.flat import ATOMS, pickle_flat
 from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ class Many:
             position: Of the first.
             flags: Of the frame that told of them.
         """
-        slots, dirty, atoms, clock = self._slots, self._dirty, pickling.ATOMS, time.perf_counter
+        slots, dirty, atoms, clock = self._slots, self._dirty, ATOMS, time.perf_counter
         current, limit, small_s, cpu_clock = ch.CURRENT, ch.LIMIT, SMALL_S, time.process_time
         raw, unlimited = self._raw, ch.LIMIT_TOP
         call = caller(function, kind, self._namespace, dirty, self._surroundings.path)
@@ -219,7 +219,7 @@ def are_atoms(value: Any, *, small: bool = False) -> bool:
     if type(value) is not tuple:
         return False
     try:
-        if not pickling.ATOMS.issuperset(map(type, value)):
+        if not ATOMS.issuperset(map(type, value)):
             return False
     except TypeError:
         return False  # there are classes that have no hash

@@ -20,6 +20,29 @@ if TYPE_CHECKING:
 _MAX_CONTEXTS: Final = 64
 
 
+class Unshared:
+    """Items that may be changed: whoever asks for some gets them as nobody had them before.
+
+    Args:
+        content: One pickle of the list of all.
+    """
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._content = content
+        self._items: list[Any] | None = None
+        self._given = bytearray()
+
+    def __getitem__(self, which: slice) -> list[Any]:
+        items = self._items
+        if items is None or any(self._given[which]):
+            self._items = items = pickling.loads_list(self._content)
+            self._given = bytearray(len(items))
+        part = items[which]
+        items[which] = [None] * len(part)
+        self._given[which] = b"\x01" * len(part)
+        return part
+
+
 class Received:
     """What jobs refer to by number, and their arguments.
 
@@ -74,6 +97,8 @@ class Received:
             for length in lengths:
                 items.append(body[offset : offset + length])
                 offset += length
+        elif kind in ch.UNSHARED:
+            items = Unshared(memoryview(body)[offset:])
         else:
             items = pickling.loads_list(memoryview(body)[offset:])
         if len(self._chunks) >= ch.MAX_CHUNKS:
@@ -142,4 +167,4 @@ class Received:
         self._last_large = None
 
 
-__all__ = ["Received"]
+__all__ = ["Received", "Unshared"]

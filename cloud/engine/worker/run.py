@@ -25,6 +25,7 @@ from cloud.jobs import (
     pack_value,
 )
 from cloud.serialization import pickling
+from cloud.serialization.flat import ATOMS
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
@@ -183,7 +184,7 @@ def _with_segment(packed: bytes, content: bytes) -> bytes:
 
 
 def _pickle_result(value: Any, call: Call, max_result_bytes: int) -> bytes:
-    if call.fast_pickle or (type(value) in pickling.ATOMS and sys.getsizeof(value) < SHARE_BYTES):
+    if call.fast_pickle or (type(value) in ATOMS and sys.getsizeof(value) < SHARE_BYTES):
         content = pickling.dumps_plain(value)
     else:
         content = pickling.dumps_result(value, call.namespace, share=True, in_place=call.in_place)
