@@ -95,9 +95,18 @@ class Backend(ABC):
         """Block until all are final, one has failed (``stop_on_error``: None) or the time is up: jids not final."""
 
     def wait_outcomes(
-        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool
+        self,
+        jids: Jids,
+        timeout_s: float | None,
+        *,
+        stop_on_error: bool,
+        read: Callable[[bytes], None] | None = None,
     ) -> tuple[list[int] | None, list[Segment] | None]:
-        """As ``wait``; and what ``outcomes`` would say, where that came with it. Else None: ask for it."""
+        """As ``wait``; and what ``outcomes`` would say, where that came with it. Else None: ask for it.
+
+        Args:
+            read: May be called, by this thread, with outcomes of it that many jobs share, while others still run.
+        """
         return self.wait(jids, timeout_s, stop_on_error=stop_on_error), None
 
     @abstractmethod

@@ -133,6 +133,16 @@ class LocalBackend(Backend):
     def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool) -> list[int] | None:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
 
+    def wait_outcomes(
+        self,
+        jids: Jids,
+        timeout_s: float | None,
+        *,
+        stop_on_error: bool,
+        read: Callable[[bytes], None] | None = None,
+    ) -> tuple[list[int] | None, list[Segment] | None]:
+        return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error, read=read), None
+
     def when_final(self, jids: Jids, action: Callable[[], None], *, stop_on_error: bool = False) -> Callable[[], None]:
         return when_final(self.engine, jids, action, stop_on_error=stop_on_error)
 

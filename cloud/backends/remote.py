@@ -88,7 +88,12 @@ class RemoteBackend(Backend):
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error)[0]
 
     def wait_outcomes(
-        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool
+        self,
+        jids: Jids,
+        timeout_s: float | None,
+        *,
+        stop_on_error: bool,
+        read: Callable[[bytes], None] | None = None,
     ) -> tuple[list[int] | None, list[Segment] | None]:
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error, outcomes=True)
 

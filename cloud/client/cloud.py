@@ -317,9 +317,9 @@ class Cloud:
         ignore_errors: bool,
         progress: bool,
         *,
-        outcomes: bool = False,
+        read: Callable[[bytes], None] | None = None,
     ) -> list[Segment] | None:
-        """Wait, and raise as ``join``; the outcomes if they are wanted and came with the wait."""
+        """Wait, and raise as ``join``; the outcomes, if ``read`` is there to take some of them, and they came along."""
         backend = self._backend or self._open()
         timeout_s = _timeout(timeout)
         segments: list[Segment] | None = None
@@ -333,8 +333,8 @@ class Cloud:
                 timeout_s,
                 f"{self._name}.{verb}",
             )
-        elif outcomes:
-            unfinished, segments = backend.wait_outcomes(jids, timeout_s, stop_on_error=not ignore_errors)
+        elif read is not None:
+            unfinished, segments = backend.wait_outcomes(jids, timeout_s, stop_on_error=not ignore_errors, read=read)
         else:
             unfinished = backend.wait(jids, timeout_s, stop_on_error=not ignore_errors)
         if unfinished:
@@ -370,14 +370,15 @@ class Cloud:
         Raises:
             As ``join``; SerializationError if a value cannot be rebuilt here.
         """
-        from cloud.client.results import decode
+        from cloud.client.results import Ahead, decode
 
         ids = self._ids(jids, "cloud.result")
         backend = self._backend or self._open()
-        segments = self._join("result", ids, timeout, ignore_errors, progress, outcomes=True)
+        ahead = Ahead()
+        segments = self._join("result", ids, timeout, ignore_errors, progress, read=ahead.read)
         if segments is None:
             segments = backend.outcomes(ids)
-        values, failures = decode(ids, segments, backend.namespace)
+        values, failures = decode(ids, segments, backend.namespace, ahead)
         for each in failures:
             backend.explain(each)
         if failures and not ignore_errors:

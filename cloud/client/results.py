@@ -13,6 +13,7 @@ from cloud.jobs import (
     EXITCODE,
     KILLED,
     PACKED,
+    PICKLED,
     STALLED,
     STATUS_LABELS,
     VALUE,
@@ -35,12 +36,53 @@ _last_read: Final[deque[tuple[bytes, list[Any]]]] = deque(maxlen=1)
 """The outcome that was read in part last, and its values; nothing once its end was read."""
 
 
-def decode(jids: Jids, segments: list[Segment], namespace: Namespace | None) -> tuple[list[Any], list[CloudException]]:
+class Ahead:
+    """Values that were rebuilt while other jobs of a map still ran: those for which no code of the user's runs."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[bytes, list[Any], list[int]]] = {}
+
+    def read(self, raw: bytes) -> None:
+        """Rebuild what an outcome that many jobs share holds. Raises nothing."""
+        found = unpack_value(raw) if raw[0] == DONE else None
+        if found is None or found[0] == VALUE:
+            return
+        try:
+            many, later = pickling.loads_list(found[1]), []
+            if found[0] == PICKLED:
+                for at, each in enumerate(many):
+                    if each[0] == PICKLE and REFERENCE not in each:
+                        many[at] = loads_plain(each)
+                    else:
+                        later.append(at)
+        except Exception:  # noqa: BLE001 - it is read again, and said so, where its results are asked for
+            return
+        self._read[id(raw)] = raw, many, later
+
+    def take(self, raw: bytes) -> tuple[list[Any], list[int]] | None:
+        """(values, which of them are still pickles), once, if they were rebuilt."""
+        found = self._read.pop(id(raw), None)
+        return None if found is None else found[1:]
+
+
+def decode(
+    jids: Jids, segments: list[Segment], namespace: Namespace | None, ahead: Ahead | None = None
+) -> tuple[list[Any], list[CloudException]]:
     """The value of each job in order; a failed job's CloudException takes its place. And these exceptions again."""
     values: list[Any] = []
     failures: list[CloudException] = []
     for skip, n, length, raw in segments:
-        if raw[0] == DONE:
+        known = ahead.take(raw) if ahead is not None and n == length else None
+        if known is not None:
+            first = len(values)
+            values += known[0]
+            for at in known[1]:
+                try:
+                    values[first + at] = pickling.loads(values[first + at], namespace)
+                except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
+                    values[first + at] = _unreadable(jids[first + at], exc)
+                    failures.append(values[first + at])
+        elif raw[0] == DONE:
             tag, content = unpack_value(raw) or _find_value(raw)
             if type(raw) is SharedBytes:
                 content = attach(content, raw.segment)

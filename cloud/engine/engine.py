@@ -27,6 +27,7 @@ from cloud.engine.executor.base import Executor, Source, Task
 from cloud.engine.intake import Call, Intake
 from cloud.engine.interrupts import Changing
 from cloud.engine.queue import Queue
+from cloud.engine.reading import outcomes_of, reads_ahead
 from cloud.engine.store.base import Batch, Chunk, Store, Watch, loaded
 from cloud.engine.waiting import Timer, Waiting
 from cloud.engine.waits import Wait, by_batch, runs_of, status_codes
@@ -48,7 +49,6 @@ from cloud.jobs import (
     pack_outcome,
 )
 from cloud.serialization.functions import Function
-from cloud.serialization.shared import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -529,8 +529,18 @@ class Engine(Source):
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def wait(self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool = False) -> list[int] | None:
+    def wait(
+        self,
+        jids: Jids,
+        timeout_s: float | None,
+        *,
+        stop_on_error: bool = False,
+        read: Callable[[bytes], None] | None = None,
+    ) -> list[int] | None:
         """Block until all jobs are final, or the timeout, or (with ``stop_on_error``) until one has failed.
+
+        Args:
+            read: See ``ReadAhead``.
 
         Returns:
             The jids that are not final; None when a failed job ended the wait.
@@ -549,7 +559,7 @@ class Engine(Source):
             if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
                 wait = None
             else:
-                wait = Wait(runs)
+                wait = Wait(runs, meanwhile=reads_ahead(runs, read))
                 if stop_on_error and wait.has_failed():
                     return None
                 if wait.all_final():
@@ -598,7 +608,8 @@ class Engine(Source):
             with self.lock:  # whoever leads looks, too, and others change what it looks at
                 return wait.done()
 
-        self.waiting.drive(done, deadline, patient=self.durable is None and wait.is_to_the_end())
+        patient = self.durable is None and wait.is_to_the_end()
+        self.waiting.drive(done, deadline, patient=patient, meanwhile=wait.meanwhile)
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""
@@ -630,21 +641,8 @@ class Engine(Source):
         call = self._store.find_call(jids[0]) if len(jids) == 1 else None
         if call is not None and call.segments:  # they come after the state
             return [(0, 1, 1, loaded(call.segments[0][2]))]
-        n_bytes = 0
         with self.lock:
-            found: list[tuple[int, int, int, bytes]] = []
-            for batch, start, stop in self.store.runs(jids):
-                if batch.arguments is not None:
-                    found.append((0, 1, 1, loaded(batch.segments[0][2])))
-                    if limit_bytes is not None and (n_bytes := n_bytes + size_of(found[-1][3])) > limit_bytes:
-                        return found
-                    continue
-                for low, n, outcome in batch.segments_in(start, stop):
-                    skip = max(0, start - low)
-                    found.append((skip, min(low + n, stop) - low - skip, n, loaded(outcome)))
-                    if limit_bytes is not None and (n_bytes := n_bytes + size_of(found[-1][3])) > limit_bytes:
-                        return found
-            return found
+            return outcomes_of(self.store, jids, limit_bytes)
 
     # --- ending jobs --------------------------------------------------------------------------------------------------
 

@@ -122,13 +122,22 @@ class Waiting:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def drive(self, done: Callable[[], bool], deadline: float | None, *, patient: bool = False) -> bool:
+    def drive(
+        self,
+        done: Callable[[], bool],
+        deadline: float | None,
+        *,
+        patient: bool = False,
+        meanwhile: Callable[[], bool] | None = None,
+    ) -> bool:
         """Block until ``done()`` or the deadline; poll meanwhile if nobody else does.
 
         Args:
             done: Tells whether what is waited for is there. Other threads ask it too, without the engine's lock.
             deadline: A moment of the clock; None for none.
             patient: It comes with the last of many jobs, and failures count at once.
+            meanwhile: Called between two looks of this thread; True if it has more to do at once. Signal handlers and
+                other threads that wait are held up as long as it runs.
 
         Returns:
             What ``done()`` said last.
@@ -145,12 +154,19 @@ class Waiting:
             # A signal handler waits, amid a look or a submission of ours; whoever polls needs the lock.
             held = self._lock._release_save()
             try:
-                return self._drive(done, deadline, patient=patient)
+                return self._drive(done, deadline, patient=patient, meanwhile=meanwhile)
             finally:
                 self._lock._acquire_restore(held)
-        return self._drive(done, deadline, patient=patient)
+        return self._drive(done, deadline, patient=patient, meanwhile=meanwhile)
 
-    def _drive(self, done: Callable[[], bool], deadline: float | None, *, patient: bool) -> bool:
+    def _drive(
+        self,
+        done: Callable[[], bool],
+        deadline: float | None,
+        *,
+        patient: bool,
+        meanwhile: Callable[[], bool] | None,
+    ) -> bool:
         while not done():
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")
@@ -160,12 +176,12 @@ class Waiting:
             # run at the end of the block, and end it soon.
             with self.handlers:
                 if self._lead_lock.acquire(blocking=False):
-                    self._lead(done, deadline, patient=patient)
+                    self._lead(done, deadline, patient=patient, meanwhile=meanwhile)
                 elif self._helping:
                     self._give_way = True
                     self._executor.interrupt()
                     if self._lead_lock.acquire(timeout=0.05):
-                        self._lead(done, deadline, patient=patient)
+                        self._lead(done, deadline, patient=patient, meanwhile=meanwhile)
                 else:
                     self._follow(done, deadline)
         return True
@@ -188,14 +204,24 @@ class Waiting:
         if self._lead_lock.locked():
             self._executor.interrupt()
 
-    def _lead(self, done: Callable[[], bool], deadline: float | None, *, patient: bool) -> None:
-        handlers = self.handlers
+    def _lead(
+        self,
+        done: Callable[[], bool],
+        deadline: float | None,
+        *,
+        patient: bool,
+        meanwhile: Callable[[], bool] | None,
+    ) -> None:
+        handlers, has_more = self.handlers, False
         self._led_from = time.monotonic()
         try:
             handlers.wake_by(self._executor.interrupt)
             self._look_first()
-            while not (done() or self.closed or handlers.waiting) and self._step(deadline, patient=patient):
-                pass
+            while not (done() or self.closed or handlers.waiting):
+                if not self._step(deadline, patient=patient, at_once=has_more):
+                    break
+                if meanwhile is not None:
+                    has_more = meanwhile()
         finally:
             handlers.wake_by(None)
             self._led_s = time.monotonic() - self._led_from
@@ -206,8 +232,10 @@ class Waiting:
         if self._executor.has_news:
             self._executor.poll(0.0, may_jump=False)
 
-    def _step(self, deadline: float | None, *, patient: bool = False, may_jump: bool = True) -> bool:
-        """Poll once, at most until the deadline; False when that has passed."""
+    def _step(
+        self, deadline: float | None, *, patient: bool = False, may_jump: bool = True, at_once: bool = False
+    ) -> bool:
+        """Poll once, at most until the deadline or ``at_once`` without waiting; False when that has passed."""
         now = self._clock.monotonic()
         if deadline is not None and now >= deadline:
             return False
@@ -218,7 +246,7 @@ class Waiting:
                 with self._lock:
                     moments.append(self.next_timer())
             until = min((moment for moment in moments if moment is not None), default=None)
-        timeout_s = None if until is None else max(0.0, until - now)
+        timeout_s = 0.0 if at_once else None if until is None else max(0.0, until - now)
         self._executor.poll(timeout_s, may_jump=may_jump, patient=patient and not self._followers)
         if self._timers:
             with self._lock:

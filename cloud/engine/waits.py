@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from cloud.engine.store.base import Batch
 from cloud.jobs import DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, WAITING
@@ -17,12 +17,17 @@ FINAL: Final = (DONE, ERROR, KILLED, STALLED)
 
 
 class Wait:
-    """How far a wait for jobs has come; looks at each job once."""
+    """How far a wait for jobs has come; looks at each job once.
 
-    __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "seen_failures")
+    Attributes:
+        meanwhile: What whoever waits does between two looks, see ``Waiting.drive``.
+    """
 
-    def __init__(self, runs: list[tuple[Batch, int, int]]) -> None:
+    __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "meanwhile", "seen_failures")
+
+    def __init__(self, runs: list[tuple[Batch, int, int]], *, meanwhile: Callable[[], bool] | None = None) -> None:
         self._runs = runs
+        self.meanwhile = meanwhile
         self._at = 0
         self._low = runs[0][1] if runs else 0
         self._wanted: dict[int, list[tuple[int, int]]] | None = None

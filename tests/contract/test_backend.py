@@ -17,7 +17,7 @@ from cloud.errors import BackendClosed, JobFailed, JobNotFound, JobStalled, Seri
 from cloud.jobs import DEFAULT_OPTIONS, DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, STDOUT, WAITING
 from tests import sample_functions as sample
 from tests.contract import jobs
-from tests.contract.conftest import PROCESSES_ONLY, beginning
+from tests.contract.conftest import CHILDREN_ONLY, PROCESSES_ONLY, beginning
 from tests.contract.jobs import Gate, Point, eventually, notes
 from tests.scripts import ScriptRunner
 
@@ -53,6 +53,26 @@ def test_what_comes_with_a_wait_is_what_the_outcomes_are(
     else:
         assert [bytes(segment[3]) for segment in segments] == [bytes(each[3]) for each in backend.outcomes(jids)]
     assert api.result(jids) == [9, *([bytes(n_bytes)] * n)]
+
+
+@CHILDREN_ONLY
+def test_outcomes_are_read_while_the_last_job_runs(
+    api: ModuleType, backend: Backend, gate: Gate, two_slots: None
+) -> None:
+    n, read = 50_000, set[bytes]()
+
+    def hold_the_last(number: int) -> int:
+        value: int = gate.hold(number) if number == n - 1 else number
+        return value
+
+    def read_one(raw: bytes) -> None:
+        read.add(raw)
+        gate.open()
+
+    jids = api.map(hold_the_last, range(n))
+    assert backend.wait_outcomes(jids, 30.0, stop_on_error=True, read=read_one)[0] == []
+    assert read <= {segment[3] for segment in backend.outcomes(jids)}
+    assert api.result(jids) == list(range(n))
 
 
 def test_a_wait_that_ends_early_brings_no_outcomes(api: ModuleType, backend: Backend, gate: Gate) -> None:

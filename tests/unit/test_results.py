@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cloud.client import results
-from cloud.jobs import PACKED, PICKLED, pack_value
+from cloud.jobs import ERROR_TEXT, KILLED, PACKED, PICKLED, pack_outcome, pack_value
 from cloud.serialization import pickling
 
 VALUES = [number * 1.5 for number in range(100)]
@@ -70,3 +70,50 @@ def test_one_that_cannot_be_rebuilt_is_told_and_the_others_are_there() -> None:
     assert values[1] is failures[0]
     assert len(failures) == 1
     assert failures[0].jid == 8
+
+
+def read_ahead(*records: bytes) -> results.Ahead:
+    ahead = results.Ahead()
+    for record in records:
+        ahead.read(record)
+    return ahead
+
+
+def test_what_was_read_ahead_is_not_rebuilt_again(rebuilt: list[bytes]) -> None:
+    segments = [(0, 100, 100, RECORD), (0, 100, 100, RECORD_OF_LISTS), (0, 100, 100, RECORD)]
+    ahead = read_ahead(RECORD_OF_LISTS, RECORD)
+    assert len(rebuilt) == 2
+    assert results.decode(range(1, 301), segments, None, ahead) == (VALUES + LISTS + VALUES, [])
+    assert len(rebuilt) == 3, "a second list of the values is another one"
+    assert results.decode([5], [(4, 1, 100, RECORD_OF_LISTS)], None, read_ahead(RECORD_OF_LISTS)) == ([LISTS[4]], [])
+
+
+MISSING = b"\x80\x05\x8c\x0emissing_module\x8c\x04name\x93."
+
+
+class Noted:
+    """Notes each time that one is rebuilt."""
+
+    n_rebuilt = 0
+
+    def __init__(self) -> None:
+        self.state = "it is not rebuilt without one"
+
+    def __setstate__(self, state: object) -> None:
+        Noted.n_rebuilt += 1
+
+
+def test_no_code_of_the_users_runs_ahead() -> None:
+    pickles = [PICKLES[0], pickling.dumps(Noted()), MISSING, PICKLES[47]]
+    pickles.append(pickling.dumps([147]))  # in which there is the byte of a reference
+    record = pack_value(PICKLED, pickling.dumps_list(pickles), 1, 0.0, 0.0, 0.0, 0.0, 0)
+    broken = pack_value(PACKED, b"no pickle", 1, 0.0, 0.0, 0.0, 0.0, 0)
+    ahead = read_ahead(record, broken, pack_outcome(KILLED, [(ERROR_TEXT, b"killed")]))
+    assert ahead.take(record) is not None
+    ahead.read(record)
+    n_before = Noted.n_rebuilt
+    values, failures = results.decode(range(4, 9), [(0, 5, 5, record)], None, ahead)
+    assert (n_before, Noted.n_rebuilt) == (0, 1)
+    assert (values[0], type(values[1]), values[3:]) == (LISTS[0], Noted, [LISTS[47], [147]])
+    assert values[2] is failures[0]
+    assert [each.jid for each in failures] == [6]

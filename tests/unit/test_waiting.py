@@ -187,6 +187,27 @@ def test_nobody_is_patient_while_another_waits(house: House) -> None:
     assert house.toy.patience == [True, False, True]
 
 
+def test_a_leader_does_other_things_between_its_looks_and_sleeps_when_there_are_none(house: House) -> None:
+    todo = list("abcd")
+    house.toy.post(lambda: None)
+
+    def meanwhile() -> bool:
+        todo.pop()
+        return bool(todo)
+
+    assert house.waiting.drive(lambda: not todo, time.monotonic() + SOON_S, meanwhile=meanwhile)
+    assert len(house.toy.led_by) == 4
+    asleep = threading.Event()
+    leader = house.start(
+        "e", wait=lambda: house.waiting.drive(lambda: "e" in house.done, None, meanwhile=lambda: asleep.set() or False)
+    )
+    house.toy.post(lambda: None)
+    assert asleep.wait(SOON_S)
+    until(lambda: len(house.toy.led_by) == 6 and house.toy.n_polling == 1)
+    house.finish("e")
+    assert leader.result(SOON_S)
+
+
 def test_a_deadline_ends_the_wait_of_a_follower(house: House) -> None:
     leader = house.leader()
     follower = house.follower("a", 0.05)
