@@ -100,12 +100,13 @@ class Backend(ABC):
         timeout_s: float | None,
         *,
         stop_on_error: bool,
-        read: Callable[[bytes], None] | None = None,
+        read: Callable[[int, bytes], None] | None = None,
     ) -> tuple[list[int] | None, list[Segment] | None]:
         """As ``wait``; and what ``outcomes`` would say, where that came with it. Else None: ask for it.
 
         Args:
-            read: May be called, by this thread, with outcomes of it that many jobs share, while others still run.
+            read: May be called, by this thread, while others still run: with the index of the first of many jobs that
+                share an outcome, and that.
         """
         return self.wait(jids, timeout_s, stop_on_error=stop_on_error), None
 

@@ -139,7 +139,7 @@ class LocalBackend(Backend):
         timeout_s: float | None,
         *,
         stop_on_error: bool,
-        read: Callable[[bytes], None] | None = None,
+        read: Callable[[int, bytes], None] | None = None,
     ) -> tuple[list[int] | None, list[Segment] | None]:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error, read=read), None
 

@@ -93,7 +93,7 @@ class RemoteBackend(Backend):
         timeout_s: float | None,
         *,
         stop_on_error: bool,
-        read: Callable[[bytes], None] | None = None,
+        read: Callable[[int, bytes], None] | None = None,
     ) -> tuple[list[int] | None, list[Segment] | None]:
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error, outcomes=True)
 

@@ -317,7 +317,7 @@ class Cloud:
         ignore_errors: bool,
         progress: bool,
         *,
-        read: Callable[[bytes], None] | None = None,
+        read: Callable[[int, bytes], None] | None = None,
     ) -> list[Segment] | None:
         """Wait, and raise as ``join``; the outcomes, if ``read`` is there to take some of them, and they came along."""
         backend = self._backend or self._open()

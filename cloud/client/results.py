@@ -37,71 +37,78 @@ _last_read: Final[deque[tuple[bytes, list[Any]]]] = deque(maxlen=1)
 
 
 class Ahead:
-    """Values that were rebuilt while other jobs of a map still ran: those for which no code of the user's runs."""
+    """Values that were rebuilt while other jobs of a map still ran: those for which no code of the user's runs.
+
+    Attributes:
+        values: Of the first jobs, as far as all of them are here; where ``later`` says so it is the pickle.
+        later: Indices of such.
+    """
 
     def __init__(self) -> None:
-        self._read: dict[int, tuple[bytes, list[Any], list[int]]] = {}
+        self.values: list[Any] = []
+        self.later: list[int] = []
+        self._parts: dict[int, tuple[list[Any], list[int]]] = {}
 
-    def read(self, raw: bytes) -> None:
-        """Rebuild what an outcome that many jobs share holds. Raises nothing."""
+    def read(self, at: int, raw: bytes) -> None:
+        """Rebuild what an outcome holds that many jobs share from that one on. Raises nothing."""
         found = unpack_value(raw) if raw[0] == DONE else None
         if found is None or found[0] == VALUE:
             return
         try:
             many, later = pickling.loads_list(found[1]), []
             if found[0] == PICKLED:
-                for at, each in enumerate(many):
+                for index, each in enumerate(many):
                     if each[0] == PICKLE and REFERENCE not in each:
-                        many[at] = loads_plain(each)
+                        many[index] = loads_plain(each)
                     else:
-                        later.append(at)
+                        later.append(index)
         except Exception:  # noqa: BLE001 - it is read again, and said so, where its results are asked for
             return
-        self._read[id(raw)] = raw, many, later
+        self._parts[at] = many, later
+        while self.take(len(self.values), self.values, self.later):
+            pass
 
-    def take(self, raw: bytes) -> tuple[list[Any], list[int]] | None:
-        """(values, which of them are still pickles), once, if they were rebuilt."""
-        found = self._read.pop(id(raw), None)
-        return None if found is None else found[1:]
+    def take(self, at: int, values: list[Any], later: list[int]) -> bool:
+        """Add what was read of the jobs from that one on; False if that was not."""
+        part = self._parts.pop(at, None)
+        if part is None:
+            return False
+        later += [len(values) + index for index in part[1]]
+        values += part[0]
+        return True
 
 
 def decode(
     jids: Jids, segments: list[Segment], namespace: Namespace | None, ahead: Ahead | None = None
 ) -> tuple[list[Any], list[CloudException]]:
     """The value of each job in order; a failed job's CloudException takes its place. And these exceptions again."""
-    values: list[Any] = []
-    failures: list[CloudException] = []
+    values, later = ([], []) if ahead is None else (ahead.values, ahead.later)
+    failures: dict[int, CloudException] = {}
+    at, n_known = 0, len(values)
     for skip, n, length, raw in segments:
-        known = ahead.take(raw) if ahead is not None and n == length else None
-        if known is not None:
-            first = len(values)
-            values += known[0]
-            for at in known[1]:
-                try:
-                    values[first + at] = pickling.loads(values[first + at], namespace)
-                except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
-                    values[first + at] = _unreadable(jids[first + at], exc)
-                    failures.append(values[first + at])
+        if at < n_known or (ahead is not None and ahead.take(at, values, later)):
+            pass
         elif raw[0] == DONE:
             tag, content = unpack_value(raw) or _find_value(raw)
             if type(raw) is SharedBytes:
                 content = attach(content, raw.segment)
-            if tag == PACKED:
-                values += _unpacked(raw, content, skip, n, length)
-                continue
-            for each in (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length):
-                try:
-                    # As loads finds it, without a call for each.
-                    plain = type(each) is bytes and each[0] == PICKLE and REFERENCE not in each
-                    values.append(loads_plain(each) if plain else pickling.loads(each, namespace))
-                except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
-                    failures.append(_unreadable(jids[len(values)], exc))
-                    values.append(failures[-1])
+            values += (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length)
+            if tag != PACKED:
+                later += range(at, at + n)
         else:
-            for _ in range(n):
-                failures.append(failure(jids[len(values)], Outcome(raw), namespace))
-                values.append(failures[-1])
-    return values, failures
+            for index in range(at, at + n):
+                failures[index] = failure(jids[index], Outcome(raw), namespace)
+                values.append(failures[index])
+        at += n
+    for index in later:
+        each = values[index]
+        try:
+            # As loads finds it, without a call for each.
+            plain = type(each) is bytes and each[0] == PICKLE and REFERENCE not in each
+            values[index] = loads_plain(each) if plain else pickling.loads(each, namespace)
+        except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
+            values[index] = failures[index] = _unreadable(jids[index], exc)
+    return values, [failures[index] for index in sorted(failures)]
 
 
 def shared_values(segment: Segment) -> list[Any] | None:

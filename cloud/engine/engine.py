@@ -535,7 +535,7 @@ class Engine(Source):
         timeout_s: float | None,
         *,
         stop_on_error: bool = False,
-        read: Callable[[bytes], None] | None = None,
+        read: Callable[[int, bytes], None] | None = None,
     ) -> list[int] | None:
         """Block until all jobs are final, or the timeout, or (with ``stop_on_error``) until one has failed.
 

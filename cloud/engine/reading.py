@@ -12,55 +12,53 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    Read = Callable[[int, bytes], None]
+
 _LONG: Final = 4096
 _MANY: Final = 256
 _MAX_SEGMENTS: Final = 2048
 """In a map that has more of them, few items share one, and to look through all takes longer than it saves."""
 
-_READ_AT_ONCE: Final = 8
-"""So many outcomes take about a millisecond; then others have their turn."""
-
 
 class ReadAhead:
-    """What is known of a map that somebody waits for, read by him while the workers go on.
+    """What is known of a long map that somebody waits for, read by him while the workers go on.
 
     Where values are rebuilt after the last has come, the cores that worked at them idle meanwhile.
 
     Args:
-        batch: The map.
-        read: Called with each outcome that many items share: in no order, and perhaps not with all.
+        batch, start, stop: The jobs.
+        read: Called with each outcome that many of them share, and which of them is its first: in no order, and perhaps
+            not with all.
     """
 
-    def __init__(self, batch: Batch, read: Callable[[bytes], None]) -> None:
+    def __init__(self, batch: Batch, start: int, stop: int, read: Read) -> None:
         self._batch = batch
+        self._start, self._stop = start, stop
         self._read = read
         self._n_segments = 0
         self._is_read: set[int] = set()
 
-    def read_some(self) -> bool:
-        """Read a few of those that came; True if there are more."""
+    def read_one(self) -> bool:
+        """Read one of those that came; False if there was none."""
         segments = self._batch.segments
-        if len(segments) == self._n_segments or len(segments) > _MAX_SEGMENTS:
-            return False
-        n_left = _READ_AT_ONCE
         n_segments = len(segments)
-        for start, n, outcome in tuple(segments):
-            if n >= _MANY and start not in self._is_read:
-                if not n_left:
-                    return True
-                n_left -= 1
-                self._is_read.add(start)
+        if n_segments == self._n_segments or n_segments > _MAX_SEGMENTS:
+            return False
+        for low, n, outcome in tuple(segments):
+            if n >= _MANY and low >= self._start and low + n <= self._stop and low not in self._is_read:
+                self._is_read.add(low)
                 if type(outcome) is bytes:
-                    self._read(outcome)
+                    self._read(low - self._start, outcome)
+                return True  # a worker may be out of work by now
         self._n_segments = n_segments
         return False
 
 
-def reads_ahead(runs: list[tuple[Batch, int, int]], read: Callable[[bytes], None] | None) -> Callable[[], bool] | None:
-    """``read_some`` for one who waits for these jobs, if they are one long map."""
+def reads_ahead(runs: list[tuple[Batch, int, int]], read: Read | None) -> Callable[[], bool] | None:
+    """``read_one`` for one who waits for these jobs, if they are one long map."""
     if read is None or len(runs) != 1 or runs[0][2] - runs[0][1] < _LONG:
         return None
-    return ReadAhead(runs[0][0], read).read_some
+    return ReadAhead(*runs[0], read).read_one
 
 
 def outcomes_of(store: Store, jids: Jids, limit_bytes: int | None) -> list[tuple[int, int, int, bytes]]:

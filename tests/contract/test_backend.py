@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -59,19 +60,21 @@ def test_what_comes_with_a_wait_is_what_the_outcomes_are(
 def test_outcomes_are_read_while_the_last_job_runs(
     api: ModuleType, backend: Backend, gate: Gate, two_slots: None
 ) -> None:
-    n, read = 50_000, set[bytes]()
+    n, read = 50_000, dict[int, bytes]()
 
     def hold_the_last(number: int) -> int:
         value: int = gate.hold(number) if number == n - 1 else number
         return value
 
-    def read_one(raw: bytes) -> None:
-        read.add(raw)
+    def read_one(at: int, raw: bytes) -> None:
+        read[at] = raw
         gate.open()
 
     jids = api.map(hold_the_last, range(n))
     assert backend.wait_outcomes(jids, 30.0, stop_on_error=True, read=read_one)[0] == []
-    assert read <= {segment[3] for segment in backend.outcomes(jids)}
+    ends = list(itertools.accumulate(n for _, n, _, _ in backend.outcomes(jids)))
+    found = {end - n: raw for end, (_, n, _, raw) in zip(ends, backend.outcomes(jids), strict=True)}
+    assert read.items() <= found.items()
     assert api.result(jids) == list(range(n))
 
 

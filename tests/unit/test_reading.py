@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from cloud.engine.reading import _READ_AT_ONCE, reads_ahead
+from cloud.engine.reading import reads_ahead
 from cloud.engine.store.base import Batch
 from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization.functions import FunctionCache
+
+
+class Found:
+    """What was read."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, bytes]] = []
+
+    def __call__(self, at: int, outcome: bytes) -> None:
+        self.outcomes.append((at, outcome))
 
 
 def map_of(n: int) -> Batch:
@@ -18,43 +28,48 @@ def map_of(n: int) -> Batch:
 
 @pytest.mark.parametrize("step", [1, 3, 100])
 def test_each_is_read_once_in_whatever_order_they_come(step: int) -> None:
-    batch = map_of(100_000)
-    found: list[bytes] = []
-    read_some = reads_ahead([(batch, 0, 100_000)], found.append)
-    assert read_some is not None
-    assert not read_some()
+    batch, found = map_of(100_000), Found()
+    read_one = reads_ahead([(batch, 0, 100_000)], found)
+    assert read_one is not None
+    assert not read_one()
     starts = [1000 * (7 * at % 100) for at in range(100)]
     for at in range(0, 100, step):
         for start in starts[at : at + step]:
             batch.add_segment(start, 1000, str(start).encode())
-        while read_some():
+        while read_one():
             pass
-        assert sorted(found) == sorted(str(start).encode() for start in starts[: at + step])
-    assert not read_some()
+        assert sorted(found.outcomes) == sorted((start, str(start).encode()) for start in starts[: at + step])
+    assert not read_one()
 
 
-def test_few_are_read_at_once() -> None:
-    batch = map_of(100_000)
-    found: list[bytes] = []
-    read_some = reads_ahead([(batch, 0, 100_000)], found.append)
-    assert read_some is not None
-    for start in range(_READ_AT_ONCE + 1):
-        batch.add_segment(1000 * start, 1000, b"")
-    assert read_some()
-    assert len(found) == _READ_AT_ONCE
-    assert not read_some()
-    assert len(found) == _READ_AT_ONCE + 1
+def test_one_is_read_at_a_time() -> None:
+    batch, found = map_of(100_000), Found()
+    read_one = reads_ahead([(batch, 0, 100_000)], found)
+    assert read_one is not None
+    batch.add_segment(0, 1000, b"")
+    batch.add_segment(1000, 1000, b"")
+    assert [(read_one(), len(found.outcomes)) for _ in range(3)] == [(True, 1), (True, 2), (False, 2)]
+
+
+def test_of_a_part_of_a_map_what_lies_in_it_is_read() -> None:
+    batch, found = map_of(100_000), Found()
+    read_one = reads_ahead([(batch, 1500, 6500)], found)
+    assert read_one is not None
+    for start in range(0, 10_000, 1000):
+        batch.add_segment(start, 1000, b"")
+    while read_one():
+        pass
+    assert [at for at, _ in found.outcomes] == [500, 1500, 2500, 3500]
 
 
 def test_what_few_items_share_is_left_and_so_are_short_maps_and_several() -> None:
-    batch = map_of(100_000)
-    found: list[bytes] = []
-    read_some = reads_ahead([(batch, 0, 100_000)], found.append)
-    assert read_some is not None
+    batch, found = map_of(100_000), Found()
+    read_one = reads_ahead([(batch, 0, 100_000)], found)
+    assert read_one is not None
     for start in range(10_000):
         batch.add_segment(start, 1, b"")
-    assert not read_some()
-    assert found == []
-    assert reads_ahead([(batch, 0, 100)], found.append) is None
-    assert reads_ahead([(batch, 0, 50_000), (batch, 50_000, 100_000)], found.append) is None
+    assert not read_one()
+    assert found.outcomes == []
+    assert reads_ahead([(batch, 0, 100)], found) is None
+    assert reads_ahead([(batch, 0, 50_000), (batch, 50_000, 100_000)], found) is None
     assert reads_ahead([(batch, 0, 100_000)], None) is None

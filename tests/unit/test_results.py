@@ -72,20 +72,19 @@ def test_one_that_cannot_be_rebuilt_is_told_and_the_others_are_there() -> None:
     assert failures[0].jid == 8
 
 
-def read_ahead(*records: bytes) -> results.Ahead:
+def read_ahead(records: dict[int, bytes]) -> results.Ahead:
     ahead = results.Ahead()
-    for record in records:
-        ahead.read(record)
+    for at, record in records.items():
+        ahead.read(at, record)
     return ahead
 
 
 def test_what_was_read_ahead_is_not_rebuilt_again(rebuilt: list[bytes]) -> None:
     segments = [(0, 100, 100, RECORD), (0, 100, 100, RECORD_OF_LISTS), (0, 100, 100, RECORD)]
-    ahead = read_ahead(RECORD_OF_LISTS, RECORD)
-    assert len(rebuilt) == 2
-    assert results.decode(range(1, 301), segments, None, ahead) == (VALUES + LISTS + VALUES, [])
-    assert len(rebuilt) == 3, "a second list of the values is another one"
-    assert results.decode([5], [(4, 1, 100, RECORD_OF_LISTS)], None, read_ahead(RECORD_OF_LISTS)) == ([LISTS[4]], [])
+    for records in ({200: RECORD, 0: RECORD}, {100: RECORD_OF_LISTS, 200: RECORD}, {0: RECORD, 100: RECORD_OF_LISTS}):
+        rebuilt.clear()
+        assert results.decode(range(1, 301), segments, None, read_ahead(records)) == (VALUES + LISTS + VALUES, [])
+        assert len(rebuilt) == 3
 
 
 MISSING = b"\x80\x05\x8c\x0emissing_module\x8c\x04name\x93."
@@ -108,12 +107,12 @@ def test_no_code_of_the_users_runs_ahead() -> None:
     pickles.append(pickling.dumps([147]))  # in which there is the byte of a reference
     record = pack_value(PICKLED, pickling.dumps_list(pickles), 1, 0.0, 0.0, 0.0, 0.0, 0)
     broken = pack_value(PACKED, b"no pickle", 1, 0.0, 0.0, 0.0, 0.0, 0)
-    ahead = read_ahead(record, broken, pack_outcome(KILLED, [(ERROR_TEXT, b"killed")]))
-    assert ahead.take(record) is not None
-    ahead.read(record)
-    n_before = Noted.n_rebuilt
-    values, failures = results.decode(range(4, 9), [(0, 5, 5, record)], None, ahead)
-    assert (n_before, Noted.n_rebuilt) == (0, 1)
-    assert (values[0], type(values[1]), values[3:]) == (LISTS[0], Noted, [LISTS[47], [147]])
+    killed = pack_outcome(KILLED, [(ERROR_TEXT, b"killed")])
+    ahead = read_ahead({0: record, 5: broken, 6: killed})
+    assert (len(ahead.values), Noted.n_rebuilt) == (5, 0)
+    segments = [(0, 5, 5, record), (0, 1, 1, killed)]
+    values, failures = results.decode(range(4, 10), segments, None, ahead)
+    assert Noted.n_rebuilt == 1
+    assert (values[0], type(values[1]), values[3:]) == (LISTS[0], Noted, [LISTS[47], [147], failures[1]])
     assert values[2] is failures[0]
-    assert [each.jid for each in failures] == [6]
+    assert [each.jid for each in failures] == [6, 9]
