@@ -12,7 +12,7 @@ from types import FunctionType, MethodType
 from cloud.engine import channel as ch
 from cloud.errors import PayloadTooLarge
 from cloud.serialization import pickling
-from cloud.serialization.flat import ATOMS, pickle_each, pickle_together
+from cloud.serialization.flat import ATOMS, are_of, pickle_each, pickle_together
 from cloud.serialization.namespace import Namespace
 from cloud.serialization.shared import SHARE_BYTES, SharedBytes, attach, size_of
 
@@ -29,8 +29,8 @@ _TOGETHER: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
 _MAX_ATOM_BYTES: Final = 1 << 12
-_TUPLE: Final = frozenset({tuple})
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
+_TUPLE: Final[frozenset[type]] = frozenset({tuple})
 _VARARGS: Final = 4
 _VARKEYWORDS: Final = 8
 
@@ -215,7 +215,7 @@ def pack_items(
         return
     items: Any = block
     flat: Iterable[Any] = chain.from_iterable(items) if tuples else items
-    if not limit and ATOMS.issuperset(map(type, flat)):
+    if not limit and are_of(ATOMS, flat):
         yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
     elif not (limit or tuples) and _are_flat_tuples(items):
         yield ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
@@ -248,8 +248,8 @@ def _unshared(
 def _are_flat_tuples(items: list[Any]) -> bool:
     """Whether these are tuples of atoms, none of them large."""
     return (
-        _TUPLE.issuperset(map(type, items))
-        and ATOMS.issuperset(map(type, chain.from_iterable(items)))
+        are_of(_TUPLE, items)
+        and are_of(ATOMS, chain.from_iterable(items))
         and max(map(getsizeof, chain.from_iterable(items)), default=0) <= _MAX_ATOM_BYTES
     )
 

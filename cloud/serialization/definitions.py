@@ -15,6 +15,8 @@ _OF_ENUMS: Final = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_
 _COMMON_REDUCERS: Final = frozenset(("_reduce_method", "_reduce_method_descriptor", "_reduce_partial"))
 """The others of multiprocessing hand over sockets, connections and shared memory, or refuse to."""
 
+_OF_DISPATCHING: Final = frozenset({"__wrapped__", "_clear_cache", "dispatch", "register", "registry"})
+_WEAK: Final = frozenset({"WeakKeyDictionary", "WeakValueDictionary"})
 _TYPING: Final = frozenset({"TypeVar", "ParamSpec", "TypeVarTuple", "NewType"})
 
 
@@ -74,9 +76,13 @@ def make_cached(function: Any, parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-def reduce_property(obj: Any) -> Any:
-    """``functools.cached_property`` has a lock before Python 3.12."""
-    return (make_property, (obj.func, obj.attrname)) if hasattr(obj, "lock") else NotImplemented
+def reduce_standard(obj: Any, kind: type) -> Any:
+    """Objects of the standard library that hold what cannot be pickled, made anew from what it is for."""
+    if kind.__name__ == "cached_property" and hasattr(obj, "lock"):  # before Python 3.12
+        return make_property, (obj.func, obj.attrname)
+    if kind.__name__ in _WEAK:
+        return kind, (dict(obj),)  # where nothing else refers to what it holds, that is gone on arrival
+    return NotImplemented
 
 
 def make_property(function: Callable[[Any], Any], name: str) -> Any:
@@ -86,6 +92,37 @@ def make_property(function: Callable[[Any], Any], name: str) -> Any:
     made = cached_property(function)
     made.attrname = name
     return made
+
+
+def reduce_dispatching(function: Any) -> Any:
+    """A function of ``functools.singledispatch``, which pickle takes for one of functools' own. None for others."""
+    if function.__code__.co_qualname != "singledispatch.<locals>.wrapper" or not hasattr(function, "registry"):
+        return None
+    own = {name: value for name, value in vars(function).items() if name not in _OF_DISPATCHING}
+    state = function.__wrapped__, dict(function.registry), own
+    return make_dispatching, (function.__name__,), state, None, None, fill_dispatching
+
+
+def make_dispatching(name: str) -> Any:
+    """One of that name that knows no type yet."""
+    import functools
+
+    def undefined(*_: Any) -> None:
+        raise AssertionError("this is filled before it is called")
+
+    undefined.__name__ = name
+    return functools.singledispatch(undefined)
+
+
+def fill_dispatching(function: Any, state: tuple[Any, dict[type, Any], dict[str, Any]]) -> None:
+    """Let it know what is to be called for which type."""
+    import functools
+
+    wrapped, registry, own = state
+    for cls, called in registry.items():
+        function.register(cls, called)
+    functools.update_wrapper(function, wrapped)
+    vars(function).update(own)
 
 
 def name_in_main(obj: Any, kind: type) -> tuple[str, Any] | None:

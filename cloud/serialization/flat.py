@@ -30,7 +30,7 @@ loads_plain: Final = pickle.loads
 CONTAINERS: Final = frozenset({tuple, list, dict, set, frozenset})
 """Exact types that ``pickle_flat`` may take; beside them those of numpy's that are here, see ``may_be_flat``."""
 
-ATOMS: Final = frozenset({int, str, float, bool, bytes, complex, type(None)})
+ATOMS: Final[frozenset[type]] = frozenset({int, str, float, bool, bytes, complex, type(None)})
 """Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
 
 _IMMUTABLE: Final = frozenset({tuple, frozenset})
@@ -145,6 +145,14 @@ def pickle_each(objects: Iterable[Any]) -> list[bytes]:
     except Exception:  # noqa: BLE001, S110 - whoever pickles it otherwise finds the same, and says so
         pass
     return pickles[:n]
+
+
+def are_of(kinds: frozenset[type], values: Iterable[Any]) -> bool:
+    """Whether all are exactly of these types."""
+    try:
+        return kinds.issuperset(map(type, values))
+    except TypeError:
+        return False  # there are classes that have no hash
 
 
 def pickle_together(values: Sequence[Any], max_bytes: int) -> bytes | None:

@@ -197,6 +197,8 @@ class _Main:
         if function.__globals__ is not self.variables:
             if function is _main_attribute or imports_as(function, function.__module__, function.__qualname__):
                 return NotImplemented
+            if (made := definitions.reduce_dispatching(function)) is not None:
+                return made if (path := self.main_path(function)) is None else self.refer(path)
             raise _NeedsCloudpickle
         path = self.main_path(function)
         if path is not None:
@@ -244,8 +246,8 @@ class _Main:
             if path is not None:
                 return self.refer(path)
             return definitions.make_cached, (obj.__wrapped__, obj.cache_parameters())
-        if kind.__name__ == "cached_property" and kind.__module__ == "functools":
-            return definitions.reduce_property(obj)
+        if kind.__module__ in ("functools", "weakref"):
+            return definitions.reduce_standard(obj, kind)
         if kind.__module__ in ("__main__", "typing") and (found := definitions.name_in_main(obj, kind)) is not None:
             name, made = found
             return self.refer(name) if name and self.is_global(name, obj) else made

@@ -12,7 +12,7 @@ Start = Callable[..., Program]
 
 # Each case has definitions of its own: what a worker has from an earlier job would hide that it lacks something.
 DEFINITIONS = """
-import abc, dataclasses, enum, functools, typing
+import abc, dataclasses, enum, functools, typing, weakref
 
 class Base:
     def name(self): return type(self).__name__
@@ -102,6 +102,34 @@ def calls(function: typing.Callable[P, int], *args: P.args, **kwargs: P.kwargs) 
 class Holds(typing.Generic[T]):
     def __init__(self, value: T): self.value = value
 
+@functools.singledispatch
+def kind_of(x): return "any"
+@kind_of.register
+def _(x: int): return "int"
+@kind_of.register(list)
+def _(x): return [kind_of(each) for each in x]
+class Dispatches:
+    @functools.singledispatchmethod
+    def look(self, x): return "any"
+    @look.register
+    def _(self, x: int): return "int"
+def nested():
+    @functools.singledispatch
+    def deep(x): return x
+    @deep.register
+    def _(x: list): return [deep(each) for each in x]
+    deep.note = "here"
+    return deep
+
+class Key: pass
+held = [Key()]
+by_key = weakref.WeakKeyDictionary({held[0]: 1})
+by_name = weakref.WeakValueDictionary(key=held[0])
+
+class Unhashable(type):
+    __hash__ = None
+    def __eq__(cls, other): return cls is other
+
 class Sentinel:
     def __reduce__(self): return "MISSING"
 MISSING = Sentinel()
@@ -163,6 +191,27 @@ assert once(first, [6]) == 6
 assert once(number, 1) == 2
 assert once(calls, len, "ab") == 2
 assert once(lambda: Holds[int](3)).value == 3
+assert cloud.result(cloud.map(kind_of, [1, "a", [1, "a"]])) == ["int", "any", ["int", "any"]]
+assert once(lambda x: kind_of(x), 2.0) == "any"
+kind_of.register(float)(lambda x: "float")
+assert once(lambda x: kind_of(x), 2.0) == "float"
+assert once(Dispatches().look, 3) == "int"
+assert once(nested(), [1, [2]]) == [1, [2]]
+assert once(lambda function: (function.__name__, function.note), nested()) == ("deep", "here")
+assert once(lambda: (by_key[held[0]], by_name["key"] is held[0])) == (1, True)
+unhashable = Unhashable("Name", (), {})()
+for verb in (lambda: cloud.map(id, [unhashable]), lambda: cloud.call(id, unhashable)):
+    try:
+        verb()
+    except cloud.SerializationError as exc:
+        assert "argument 1 is " in str(exc)
+    else:
+        raise AssertionError
+made = cloud.map(lambda n: Unhashable("Name", (), {})() if n == 7 else n, range(20))
+cloud.join(made, ignore_errors=True)
+assert [n for n, status in enumerate(cloud.status(made)) if status != "done"] == [7]
+assert "cannot be pickled" in str(cloud.result(made, ignore_errors=True)[7])
+
 assert once(is_missing) is True
 assert once(is_missing, MISSING) is True
 assert once(lambda value: value, MISSING) is MISSING

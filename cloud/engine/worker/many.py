@@ -13,7 +13,7 @@ from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.run import Call, pack_ended
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.serialization import pickling
-from cloud.serialization.flat import ATOMS, pickle_flat
+from cloud.serialization.flat import ATOMS, are_of, pickle_flat
 from cloud.serialization.namespace import Namespace
 
 TYPE_CHECKING = False
@@ -168,7 +168,7 @@ class Many:
 
     def _is_to_be_kept(self, value: Any) -> bool:
         """True for a tuple of atoms that can be kept as it is."""
-        return not self._record.is_pickled and are_atoms(value, small=True) and self._is_in_order()
+        return not self._record.is_pickled and is_flat_tuple(value, small=True) and self._is_in_order()
 
     def _is_in_order(self) -> bool:
         """True if the item left nothing behind that is to be put back before the next one."""
@@ -182,7 +182,7 @@ class Many:
     def _add_small(self, value: Any, now: float) -> float:
         """Add the value of a small item that ended now; when that was done, or 0.0 if it takes a closer look."""
         if not self._record.is_pickled:
-            if not are_atoms(value):
+            if not is_flat_tuple(value):
                 return 0.0
             self._record.values.append(value)
             return now
@@ -214,15 +214,10 @@ class Many:
             self._record.go_on(n, now)
 
 
-def are_atoms(value: Any, *, small: bool = False) -> bool:
+def is_flat_tuple(value: Any, *, small: bool = False) -> bool:
     """True for a tuple of what is immutable and refers to nothing; with ``small``, of nothing large."""
-    if type(value) is not tuple:
+    if type(value) is not tuple or not are_of(ATOMS, value):
         return False
-    try:
-        if not ATOMS.issuperset(map(type, value)):
-            return False
-    except TypeError:
-        return False  # there are classes that have no hash
     return not small or all(len(each) <= _LARGE for each in value if type(each) is str or type(each) is bytes)
 
 
