@@ -86,7 +86,9 @@ TUPLES_CHUNK: Final = 3  #: one pickle of a list of tuples of atoms
 UNSHARED_CHUNK: Final = 4  #: as ATOMS, but of values that may be changed: no two of them refer to the same such
 UNSHARED_TUPLES_CHUNK: Final = 5  #: as TUPLES, likewise
 
+ANEW_CHUNK: Final = 6  #: as SEPARATE, and the function is built anew for each item, too
 UNSHARED: Final = (UNSHARED_CHUNK, UNSHARED_TUPLES_CHUNK)
+SEPARATE: Final = (SEPARATE_CHUNK, ANEW_CHUNK)
 SPREAD: Final = (TUPLES_CHUNK, UNSHARED_TUPLES_CHUNK)
 
 MAX_CHUNKS: Final = 4

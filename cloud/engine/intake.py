@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from cloud.engine.channel import SEPARATE_CHUNK, join_separate
+from cloud.engine.channel import ANEW_CHUNK, SEPARATE_CHUNK, join_separate
 from cloud.engine.store.base import Batch, Chunk
 from cloud.jobs import DEFAULT_OPTIONS, JobOptions
 from cloud.serialization.functions import Function
@@ -57,15 +57,15 @@ class Intake(deque[Taken]):
         while self:
             jid, (function, context, options, depth, created, arguments) = self.popleft()
             together = [arguments]
-            # Loading a function once must serve all of a batch.
-            n_most = _MAX_TOGETHER if function.reusable and len(arguments) <= _MAX_BYTES else 1
+            may_share = function.reusable or type(function.payload) is bytes
+            n_most = _MAX_TOGETHER if may_share and len(arguments) <= _MAX_BYTES else 1
             last = jid
             latest = created + _TOGETHER_S
             while self and len(together) < n_most:
                 its_jid, (its_function, its_context, its_options, its_depth, its_created, its_arguments) = self[0]
                 if (
                     its_jid != last + 1
-                    or its_function is not function
+                    or (its_function is not function and not _are_alike(its_function, function))
                     or its_options is not options
                     or its_context[0] != context[0]
                     or its_depth != depth
@@ -80,10 +80,22 @@ class Intake(deque[Taken]):
             if n == 1:
                 yield Batch(jid, function, context, options, depth, created, arguments)
                 continue
+            # One that is not reusable holds what a job may change: none finds it as another left it.
+            kind = SEPARATE_CHUNK if function.reusable else ANEW_CHUNK
             batch = Batch(jid, function, context, options, depth, created, None)
-            batch.chunks.append(Chunk(next(tokens), 0, n, SEPARATE_CHUNK, join_separate(together)))
+            batch.chunks.append(Chunk(next(tokens), 0, n, kind, join_separate(together)))
             batch.n = n
             batch.states = bytearray(b"\x01") * n
             batch.put_free(0, n)
             batch.sealed = True
             yield batch
+
+
+def _are_alike(one: Function, other: Function) -> bool:
+    """Whether two functions that were pickled anew, each for its call, were the same then."""
+    return (
+        not (one.reusable or other.reusable)
+        and one.name == other.name
+        and type(one.payload) is bytes
+        and one.payload == other.payload
+    )

@@ -115,6 +115,20 @@ def change_and_fail_first(record: dict[str, Any]) -> list[str]:
     return seen
 
 
+class Tally:
+    """Counts, and remembers what."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.seen: list[Any] = []
+
+    def count(self, value: Any, *, by: int = 1) -> tuple[int, list[Any]]:
+        """The total, and all that was counted."""
+        self.total += by
+        self.seen.append(value)
+        return self.total, self.seen
+
+
 def two(a: Any, b: Any) -> tuple[Any, Any]:
     """Return both arguments."""
     return a, b

@@ -104,6 +104,25 @@ def test_what_a_function_holds_is_that_of_its_own_call(api: ModuleType) -> None:
     assert api.result(jids) == [[*range(index), -1] for index in range(40)]
 
 
+@pytest.mark.parametrize("kind", ["method", "partial", "closure"])
+def test_what_a_job_changes_in_its_function_no_other_finds(api: ModuleType, kind: str) -> None:
+    held: list[int] = []
+    functions = {
+        "method": held.append,
+        "partial": partial(jobs.append, held),
+        "closure": lambda value: jobs.append(held, value),
+    }
+    function = functions[kind]
+    found = api.result([api.call(function, index) for index in range(N)])
+    assert found == [None if kind == "method" else [index] for index in range(N)]
+    tally = jobs.Tally()
+    jids = [api.call(tally.count, index, by=index % 3) for index in range(N)]
+    tally.total = 10
+    jids += [api.call(tally.count, index) for index in range(N)]
+    expected = [(index % 3, [index]) for index in range(N)] + [(11, [index]) for index in range(N)]
+    assert api.result(jids) == expected
+
+
 def test_results_come_in_the_order_asked(api: ModuleType) -> None:
     jids = [api.call(sample.square, index) for index in range(N)]
     assert api.result(jids[::-7]) == [index**2 for index in range(N)][::-7]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloud.engine.channel import ANEW_CHUNK, SEPARATE_CHUNK
 from cloud.engine.engine import Engine
 from cloud.engine.intake import Intake
 from cloud.engine.overview import select
@@ -26,6 +27,11 @@ THERE = 2, b""
 WORK = Function(b"", "module.work", reusable=True)
 OTHER = Function(b"", "module.other", reusable=True)
 FRESH = Function(b"", "module.fresh")
+SAME = Function(b"", "module.fresh")
+CHANGED = Function(b"changed", "module.fresh")
+NAMED = Function(b"changed", "module.named")
+LARGE = Function(SharedBytes(b""), "module.large")
+CONSTANT = Function(SharedBytes(b""), "module.constant", reusable=True)
 OF_POOL = JobOptions()
 OF_POOL.restartable, OF_POOL.reports_late = False, True
 
@@ -53,12 +59,15 @@ def taken(
         ([taken(1), taken(3)], [1, 1]),
         ([taken(2), taken(1), taken(3)], [1, 1, 1]),
         ([taken(1), taken(2, OTHER), taken(3, OTHER)], [1, 2]),
+        ([taken(1, FRESH), taken(2, SAME), taken(3, FRESH)], [3]),
+        ([taken(1, FRESH), taken(2, CHANGED), taken(3, NAMED), taken(4, WORK)], [1, 1, 1, 1]),
+        ([taken(1, LARGE), taken(2, LARGE)], [1, 1]),
+        ([taken(1, CONSTANT), taken(2, CONSTANT)], [2]),
         ([taken(1), taken(2, context=THERE)], [1, 1]),
         ([taken(1), taken(2, depth=1)], [1, 1]),
         ([taken(1), taken(2, options=OF_POOL), taken(3, options=OF_POOL)], [1, 2]),
         ([taken(1), taken(2, at=0.0005), taken(3, at=0.5), taken(4, at=0.5)], [2, 2]),
         ([taken(jid) for jid in range(1, 131)], [64, 64, 2]),
-        ([taken(1, FRESH), taken(2, FRESH)], [1, 1]),
         (
             [taken(1), taken(2, arguments=bytes(2000)), taken(3, arguments=bytes(2000)), taken(4), taken(5)],
             [1, 1, 1, 2],
@@ -89,6 +98,13 @@ def test_a_batch_has_everything_of_its_calls() -> None:
     (chunk,) = batch.chunks
     assert (chunk.token, chunk.start, chunk.n) == (5, 0, 3)
     assert chunk.payload == b"\x01\0\0\0" * 3 + b"789"
+    assert chunk.kind == SEPARATE_CHUNK
+
+
+def test_what_may_be_changed_is_built_anew_for_each_of_a_batch() -> None:
+    intake = Intake([taken(7, FRESH), taken(8, SAME)])
+    (batch,) = intake.batches(count(5))
+    assert batch.chunks[0].kind == ANEW_CHUNK
 
 
 def test_a_single_call_stays_one() -> None:

@@ -263,29 +263,29 @@ class SimulatedExecutor(Executor):
         function = self._functions.get(batch.function.token)
         if function is None:
             function = pickling.loads(batch.function.payload, self.namespace)
-            if batch.is_map or batch.function.reusable:
+            if batch.function.reusable or (batch.is_map and batch.chunk_at(job.index).kind != ch.ANEW_CHUNK):
                 if len(self._functions) >= _MAX_FUNCTIONS:
                     self._functions.clear()
                 self._functions.keep(batch.function.token, function, batch.function.payload)
         if batch.arguments is not None:
             args, kwargs = pickling.loads(batch.arguments, self.namespace)
             return function, args, kwargs
-        return function, self._item(batch, job.index), {}
+        return function, *self._item(batch, job.index)
 
-    def _item(self, batch: Batch, index: int) -> tuple[Any, ...]:
+    def _item(self, batch: Batch, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         chunk = batch.chunk_at(index)
         at = index - chunk.start
-        if chunk.kind != ch.SEPARATE_CHUNK:
+        if chunk.kind not in ch.SEPARATE:
             if self._chunk[0] != chunk.token:
                 unshared = chunk.kind in ch.UNSHARED
                 self._chunk = chunk.token, (Unshared if unshared else pickling.loads_list)(chunk.payload)
             [item] = self._chunk[1][at : at + 1]
-            return tuple(item) if chunk.kind in ch.SPREAD else (item,)
+            return tuple(item) if chunk.kind in ch.SPREAD else (item,), {}
         lengths = memoryview(chunk.payload[: 4 * chunk.n]).cast("I")
         start = 4 * chunk.n + sum(lengths[:at])
         content = payload_from(chunk.payload, start) if chunk.n == 1 else chunk.payload[start : start + lengths[at]]
-        args: tuple[Any, ...] = pickling.loads(content, self.namespace)[0]
-        return args
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = pickling.loads(content, self.namespace)
+        return arguments
 
     def _output(self, job: Job) -> tuple[bytes, bytes]:
         return job.output[0].value(), job.output[1].value()

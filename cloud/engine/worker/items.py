@@ -40,7 +40,7 @@ def caller(
     """What calls a function with the arguments of an item as they were sent in a chunk of this kind.
 
     Args:
-        function: The user's.
+        function: The user's; what gives it, if it is to be built anew for each.
         kind: Of the chunk.
         namespace: The program's ``__main__``.
         dirty: See ``Surroundings``; set when an item changed the import path, which leaves no note by itself.
@@ -53,12 +53,13 @@ def caller(
     def call_loaded(item: bytes) -> Any:
         plain = item[0] == PICKLE and REFERENCE not in item  # as loads finds it, without a call for each
         args, kwargs = loads_plain(item) if plain else pickling.loads(item, namespace)
-        value = function(*args, **kwargs)
+        value = function(*args, **kwargs) if kept else function()(*args, **kwargs)
         if sys.path != path:
             dirty[0] = True  # the next call may be somebody else's
         return value
 
-    if kind == ch.SEPARATE_CHUNK:
+    kept = kind != ch.ANEW_CHUNK
+    if kind in ch.SEPARATE:
         return call_loaded
     return call_spread if kind in ch.SPREAD else function
 

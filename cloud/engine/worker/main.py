@@ -261,11 +261,16 @@ class Worker:
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
         try:
-            function = self._function(token, context, extras, keep=True)
+            function = self._function(token, context, extras, keep=kind != ch.ANEW_CHUNK)
             part = items[first : first + n]
         except BaseException:  # noqa: BLE001 - each item reports it as its own
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return
+        if kind == ch.ANEW_CHUNK:
+
+            def function() -> Callable[..., Any]:
+                return self._received.function(token, keep=False)
+
         self._many.run_items(function, kind, part, position, flags)
         self._received.give_back()
 
@@ -286,11 +291,11 @@ class Worker:
         for index in range(n):
 
             def load(index: int = first + index) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-                function = self._function(token, context, extras, keep=True)
+                function = self._function(token, context, extras, keep=kind != ch.ANEW_CHUNK)
                 if slots[ch.KILL] == slots[ch.CURRENT]:
                     raise _killed()
                 [item] = items[index : index + 1]
-                if kind == ch.SEPARATE_CHUNK:
+                if kind in ch.SEPARATE:
                     args, kwargs = self._received.arguments(token, item)
                     return function, args, kwargs
                 return function, item if kind in ch.SPREAD else (item,), {}

@@ -74,8 +74,7 @@ class Many:
         """Run consecutive items of a chunk of that kind.
 
         Args:
-            function: The user's.
-            kind: Of the chunk.
+            function, kind: See ``caller``.
             items: As they were sent.
             position: Of the first.
             flags: Of the frame that told of them.

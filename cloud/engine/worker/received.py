@@ -90,7 +90,7 @@ class Received:
             # An item with a segment has a chunk of its own, which is sent whenever it is to be run.
             self._large_chunk = kind, [payload_from(body, offset + 4)]
             return
-        if kind == ch.SEPARATE_CHUNK:
+        if kind in ch.SEPARATE:
             items: Any = []
             lengths = memoryview(body)[offset : offset + 4 * n].cast("I")
             offset += 4 * n
