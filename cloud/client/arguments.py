@@ -24,8 +24,7 @@ _MAX_ITEMS: Final = 4096
 _MAX_SEPARATE: Final = 1024
 _SEPARATE_BYTES: Final = 1 << 16
 _MAX_UNSHARED_BYTES: Final = 1 << 18
-_FEW: Final = 16
-_TOGETHER: Final = 256
+_AT_ONCE: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
 _MAX_ATOM_BYTES: Final = 1 << 12
@@ -222,27 +221,25 @@ def pack_items(
     elif limit:
         yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
     else:
-        yield from _unshared(block, namespace, tuples=tuples, plain=plain)
+        yield from _together(block, namespace, tuples=tuples, plain=plain)
 
 
-def _unshared(
+def _together(
     block: Sequence[Any], namespace: Namespace | None, *, tuples: bool, plain: bool
 ) -> Iterator[tuple[int, int, bytes]]:
-    """Chunks of these items: together while they are flat and small, and no two of them refer to the same list."""
+    """Chunks of these items: of many while they are flat and small, and nothing that could be changed is in two."""
     kind = ch.UNSHARED_TUPLES_CHUNK if tuples else ch.UNSHARED_CHUNK
-    at, n = 0, _FEW
-    while at < len(block):
-        together = block[at : at + n]
-        content = pickle_together(together, _MAX_UNSHARED_BYTES)
-        if content is not None:
-            yield kind, len(together), content
-            at += n
-            n = max(1, min(_MAX_SEPARATE, len(together) * _SEPARATE_BYTES // len(content)))
-        elif n > _FEW:
-            n = _FEW  # those before them were smaller
-        else:
-            yield from _separate(block[at:], namespace, tuples=tuples, plain=plain, limit=0)
-            return
+    at, n_bytes = 0, sum(map(len, pickle_each(block[:1])))  # of an item like those before
+    while n_bytes and at < len(block):
+        n = max(1, min(_MAX_SEPARATE, _SEPARATE_BYTES // n_bytes))
+        content = pickle_together(block[at : at + n], _MAX_UNSHARED_BYTES)
+        if content is None:
+            break
+        n = min(n, len(block) - at)
+        yield kind, n, content
+        at += n
+        n_bytes = len(content) // n
+    yield from _separate(block[at:], namespace, tuples=tuples, plain=plain, limit=0)
 
 
 def _are_flat_tuples(items: list[Any]) -> bool:
@@ -283,7 +280,7 @@ def _pickles_of(
     at, none = 0, repeat(_NO_KEYWORDS)
     # One pickler for many takes a fifth of the time, as long as it meets nothing that another is needed for.
     while at < len(block) and not limit:
-        together = block[at : at + _TOGETHER]
+        together = block[at : at + _AT_ONCE]
         pickles = pickle_each(zip(together if tuples else zip(together), none))  # noqa: B905 - it has no end
         yield from pickles
         at += len(pickles)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         suppress,
         too_large,
     )
+    from cloud.client.results import Ahead
     from cloud.jobs import Jids
     from cloud.serialization.functions import Function
 
@@ -317,9 +318,9 @@ class Cloud:
         ignore_errors: bool,
         progress: bool,
         *,
-        read: Callable[[int, bytes], None] | None = None,
+        ahead: Ahead | None = None,
     ) -> list[Segment] | None:
-        """Wait, and raise as ``join``; the outcomes, if ``read`` is there to take some of them, and they came along."""
+        """Wait, and raise as ``join``; the outcomes, if they are wanted (``ahead``), and came with the wait."""
         backend = self._backend or self._open()
         timeout_s = _timeout(timeout)
         segments: list[Segment] | None = None
@@ -333,7 +334,9 @@ class Cloud:
                 timeout_s,
                 f"{self._name}.{verb}",
             )
-        elif read is not None:
+        elif ahead is not None:
+            # Whoever looks again and again, with a short timeout, would have the same read each time.
+            read = ahead.read if timeout_s is None else None
             unfinished, segments = backend.wait_outcomes(jids, timeout_s, stop_on_error=not ignore_errors, read=read)
         else:
             unfinished = backend.wait(jids, timeout_s, stop_on_error=not ignore_errors)
@@ -375,7 +378,7 @@ class Cloud:
         ids = self._ids(jids, "cloud.result")
         backend = self._backend or self._open()
         ahead = Ahead()
-        segments = self._join("result", ids, timeout, ignore_errors, progress, read=ahead.read)
+        segments = self._join("result", ids, timeout, ignore_errors, progress, ahead=ahead)
         if segments is None:
             segments = backend.outcomes(ids)
         values, failures = decode(ids, segments, backend.namespace, ahead)

@@ -40,8 +40,8 @@ class Ahead:
     """Values that were rebuilt while other jobs of a map still ran: those for which no code of the user's runs.
 
     Attributes:
-        values: Of the first jobs, as far as all of them are here; where ``later`` says so it is the pickle.
-        later: Indices of such.
+        values: Of the first jobs, as far as those of all before are here.
+        later: Indices of values that are pickles still.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Ahead:
         self._parts: dict[int, tuple[list[Any], list[int]]] = {}
 
     def read(self, at: int, raw: bytes) -> None:
-        """Rebuild what an outcome holds that many jobs share from that one on. Raises nothing."""
+        """Rebuild what an outcome holds that many jobs share from that one on; what fails is left for ``decode``."""
         found = unpack_value(raw) if raw[0] == DONE else None
         if found is None or found[0] == VALUE:
             return
@@ -62,14 +62,14 @@ class Ahead:
                         many[index] = loads_plain(each)
                     else:
                         later.append(index)
-        except Exception:  # noqa: BLE001 - it is read again, and said so, where its results are asked for
+        except Exception:  # noqa: BLE001 - it fails there again, for the job that it is about
             return
         self._parts[at] = many, later
         while self.take(len(self.values), self.values, self.later):
             pass
 
     def take(self, at: int, values: list[Any], later: list[int]) -> bool:
-        """Add what was read of the jobs from that one on; False if that was not."""
+        """Move what was read of the jobs from that one on to the end of these lists; False if nothing was."""
         part = self._parts.pop(at, None)
         if part is None:
             return False

@@ -559,7 +559,7 @@ class Engine(Source):
             if len(runs) == 1 and runs[0][2] - runs[0][1] == 1:
                 wait = None
             else:
-                wait = Wait(runs, meanwhile=reads_ahead(runs, read))
+                wait = Wait(runs, ahead=reads_ahead(runs, read))
                 if stop_on_error and wait.has_failed():
                     return None
                 if wait.all_final():
@@ -609,7 +609,7 @@ class Engine(Source):
                 return wait.done()
 
         patient = self.durable is None and wait.is_to_the_end()
-        self.waiting.drive(done, deadline, patient=patient, meanwhile=wait.meanwhile)
+        self.waiting.drive(done, deadline, patient=patient, ahead=wait.ahead)
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         """Block until ``done()``, which some report of the executor makes true, or the timeout."""

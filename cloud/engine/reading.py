@@ -38,27 +38,30 @@ class ReadAhead:
         self._n_segments = 0
         self._is_read: set[int] = set()
 
-    def read_one(self) -> bool:
-        """Read one of those that came; False if there was none."""
-        segments = self._batch.segments
-        n_segments = len(segments)
-        if n_segments == self._n_segments or n_segments > _MAX_SEGMENTS:
-            return False
-        for low, n, outcome in tuple(segments):
+    @property
+    def has_news(self) -> bool:
+        """Whether there may be something to read."""
+        return self._n_segments != len(self._batch.segments) <= _MAX_SEGMENTS
+
+    def read_one(self) -> None:
+        """Read one of those that came, if there is one."""
+        if not self.has_news:
+            return
+        n_segments = len(self._batch.segments)
+        for low, n, outcome in tuple(self._batch.segments):
             if n >= _MANY and low >= self._start and low + n <= self._stop and low not in self._is_read:
                 self._is_read.add(low)
-                if type(outcome) is bytes:
+                if type(outcome) is bytes and outcome:  # else it is elsewhere, or was deleted
                     self._read(low - self._start, outcome)
-                return True  # a worker may be out of work by now
+                    return
         self._n_segments = n_segments
-        return False
 
 
-def reads_ahead(runs: list[tuple[Batch, int, int]], read: Read | None) -> Callable[[], bool] | None:
-    """``read_one`` for one who waits for these jobs, if they are one long map."""
+def reads_ahead(runs: list[tuple[Batch, int, int]], read: Read | None) -> ReadAhead | None:
+    """What reads ahead for one who waits for these jobs, if they are one long map."""
     if read is None or len(runs) != 1 or runs[0][2] - runs[0][1] < _LONG:
         return None
-    return ReadAhead(*runs[0], read).read_one
+    return ReadAhead(*runs[0], read)
 
 
 def outcomes_of(store: Store, jids: Jids, limit_bytes: int | None) -> list[tuple[int, int, int, bytes]]:

@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from cloud.engine.reading import ReadAhead
+
 _HELP_AFTER_S: Final = 0.004
 _AFTER_ERROR_S: Final = 1.0
 _LOOK_S: Final = 0.006
@@ -128,7 +130,7 @@ class Waiting:
         deadline: float | None,
         *,
         patient: bool = False,
-        meanwhile: Callable[[], bool] | None = None,
+        ahead: ReadAhead | None = None,
     ) -> bool:
         """Block until ``done()`` or the deadline; poll meanwhile if nobody else does.
 
@@ -136,8 +138,8 @@ class Waiting:
             done: Tells whether what is waited for is there. Other threads ask it too, without the engine's lock.
             deadline: A moment of the clock; None for none.
             patient: It comes with the last of many jobs, and failures count at once.
-            meanwhile: Called between two looks of this thread; True if it has more to do at once. Signal handlers and
-                other threads that wait are held up as long as it runs.
+            ahead: What this thread does meanwhile, whenever there is something to read. It does not lead then: to make
+                objects may run any finalizer of the user's, and that may wait for a job.
 
         Returns:
             What ``done()`` said last.
@@ -154,10 +156,10 @@ class Waiting:
             # A signal handler waits, amid a look or a submission of ours; whoever polls needs the lock.
             held = self._lock._release_save()
             try:
-                return self._drive(done, deadline, patient=patient, meanwhile=meanwhile)
+                return self._drive(done, deadline, patient=patient, ahead=ahead)
             finally:
                 self._lock._acquire_restore(held)
-        return self._drive(done, deadline, patient=patient, meanwhile=meanwhile)
+        return self._drive(done, deadline, patient=patient, ahead=ahead)
 
     def _drive(
         self,
@@ -165,23 +167,25 @@ class Waiting:
         deadline: float | None,
         *,
         patient: bool,
-        meanwhile: Callable[[], bool] | None,
+        ahead: ReadAhead | None,
     ) -> bool:
         while not done():
             if self.closed:
                 raise BackendClosed("cloud was closed while waiting for jobs")
             if deadline is not None and self._clock.monotonic() >= deadline:
                 return done()
+            if ahead is not None:
+                ahead.read_one()  # and look again before the next: a worker may be out of work by now
             # Held back before the lead is taken: Ctrl-C must neither leave it taken nor fall into an event. Handlers
             # run at the end of the block, and end it soon.
             with self.handlers:
                 if self._lead_lock.acquire(blocking=False):
-                    self._lead(done, deadline, patient=patient, meanwhile=meanwhile)
+                    self._lead(done, deadline, patient=patient, ahead=ahead)
                 elif self._helping:
                     self._give_way = True
                     self._executor.interrupt()
                     if self._lead_lock.acquire(timeout=0.05):
-                        self._lead(done, deadline, patient=patient, meanwhile=meanwhile)
+                        self._lead(done, deadline, patient=patient, ahead=ahead)
                 else:
                     self._follow(done, deadline)
         return True
@@ -210,18 +214,16 @@ class Waiting:
         deadline: float | None,
         *,
         patient: bool,
-        meanwhile: Callable[[], bool] | None,
+        ahead: ReadAhead | None,
     ) -> None:
-        handlers, has_more = self.handlers, False
+        handlers = self.handlers
         self._led_from = time.monotonic()
         try:
             handlers.wake_by(self._executor.interrupt)
             self._look_first()
-            while not (done() or self.closed or handlers.waiting):
-                if not self._step(deadline, patient=patient, at_once=has_more):
+            while not (done() or self.closed or handlers.waiting or (ahead is not None and ahead.has_news)):
+                if not self._step(deadline, patient=patient):
                     break
-                if meanwhile is not None:
-                    has_more = meanwhile()
         finally:
             handlers.wake_by(None)
             self._led_s = time.monotonic() - self._led_from
@@ -232,10 +234,8 @@ class Waiting:
         if self._executor.has_news:
             self._executor.poll(0.0, may_jump=False)
 
-    def _step(
-        self, deadline: float | None, *, patient: bool = False, may_jump: bool = True, at_once: bool = False
-    ) -> bool:
-        """Poll once, at most until the deadline or ``at_once`` without waiting; False when that has passed."""
+    def _step(self, deadline: float | None, *, patient: bool = False, may_jump: bool = True) -> bool:
+        """Poll once, at most until the deadline; False when that has passed."""
         now = self._clock.monotonic()
         if deadline is not None and now >= deadline:
             return False
@@ -246,7 +246,7 @@ class Waiting:
                 with self._lock:
                     moments.append(self.next_timer())
             until = min((moment for moment in moments if moment is not None), default=None)
-        timeout_s = 0.0 if at_once else None if until is None else max(0.0, until - now)
+        timeout_s = None if until is None else max(0.0, until - now)
         self._executor.poll(timeout_s, may_jump=may_jump, patient=patient and not self._followers)
         if self._timers:
             with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from cloud.engine.store.base import Batch
 from cloud.jobs import DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, WAITING
@@ -10,6 +10,8 @@ from cloud.jobs import DONE, ERROR, KILLED, PROCESSING, QUEUED, STALLED, WAITING
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from cloud.engine.reading import ReadAhead
 
 
 FINAL: Final = (DONE, ERROR, KILLED, STALLED)
@@ -20,14 +22,14 @@ class Wait:
     """How far a wait for jobs has come; looks at each job once.
 
     Attributes:
-        meanwhile: What whoever waits does between two looks, see ``Waiting.drive``.
+        ahead: See ``Waiting.drive``.
     """
 
-    __slots__ = ("_at", "_low", "_runs", "_wanted", "failed", "failures", "meanwhile", "seen_failures")
+    __slots__ = ("_at", "_low", "_runs", "_wanted", "ahead", "failed", "failures", "seen_failures")
 
-    def __init__(self, runs: list[tuple[Batch, int, int]], *, meanwhile: Callable[[], bool] | None = None) -> None:
+    def __init__(self, runs: list[tuple[Batch, int, int]], *, ahead: ReadAhead | None = None) -> None:
         self._runs = runs
-        self.meanwhile = meanwhile
+        self.ahead = ahead
         self._at = 0
         self._low = runs[0][1] if runs else 0
         self._wanted: dict[int, list[tuple[int, int]]] | None = None

@@ -16,7 +16,6 @@ _COMMON_REDUCERS: Final = frozenset(("_reduce_method", "_reduce_method_descripto
 """The others of multiprocessing hand over sockets, connections and shared memory, or refuse to."""
 
 _OF_DISPATCHING: Final = frozenset({"__wrapped__", "_clear_cache", "dispatch", "register", "registry"})
-_WEAK: Final = frozenset({"WeakKeyDictionary", "WeakValueDictionary"})
 _TYPING: Final = frozenset({"TypeVar", "ParamSpec", "TypeVarTuple", "NewType"})
 
 
@@ -76,13 +75,9 @@ def make_cached(function: Any, parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-def reduce_standard(obj: Any, kind: type) -> Any:
-    """Objects of the standard library that hold what cannot be pickled, made anew from what it is for."""
-    if kind.__name__ == "cached_property" and hasattr(obj, "lock"):  # before Python 3.12
-        return make_property, (obj.func, obj.attrname)
-    if kind.__name__ in _WEAK:
-        return kind, (dict(obj),)  # where nothing else refers to what it holds, that is gone on arrival
-    return NotImplemented
+def reduce_property(obj: Any) -> Any:
+    """``functools.cached_property`` has a lock before Python 3.12."""
+    return (make_property, (obj.func, obj.attrname)) if hasattr(obj, "lock") else NotImplemented
 
 
 def make_property(function: Callable[[Any], Any], name: str) -> Any:
@@ -96,7 +91,8 @@ def make_property(function: Callable[[Any], Any], name: str) -> Any:
 
 def reduce_dispatching(function: Any) -> Any:
     """A function of ``functools.singledispatch``, which pickle takes for one of functools' own. None for others."""
-    if function.__code__.co_qualname != "singledispatch.<locals>.wrapper" or not hasattr(function, "registry"):
+    made_so = function.__code__.co_qualname == "singledispatch.<locals>.wrapper"
+    if not (made_so and {"registry", "__wrapped__"} <= vars(function).keys()):
         return None
     own = {name: value for name, value in vars(function).items() if name not in _OF_DISPATCHING}
     state = function.__wrapped__, dict(function.registry), own

@@ -33,7 +33,7 @@ CONTAINERS: Final = frozenset({tuple, list, dict, set, frozenset})
 ATOMS: Final[frozenset[type]] = frozenset({int, str, float, bool, bytes, complex, type(None)})
 """Exact types that are immutable and refer to nothing: safe to pickle together, safe to keep instead of a copy."""
 
-_IMMUTABLE: Final = frozenset({tuple, frozenset})
+_CHANGEABLE: Final = frozenset({list, dict, set})
 _MAX_DEPTH: Final = 8
 
 _MAX_REUSED_BYTES: Final = 1 << 14
@@ -151,8 +151,8 @@ def are_of(kinds: frozenset[type], values: Iterable[Any]) -> bool:
     """Whether all are exactly of these types."""
     try:
         return kinds.issuperset(map(type, values))
-    except TypeError:
-        return False  # there are classes that have no hash
+    except Exception:  # noqa: BLE001 - there are classes that have no hash
+        return False
 
 
 def pickle_together(values: Sequence[Any], max_bytes: int) -> bytes | None:
@@ -161,41 +161,58 @@ def pickle_together(values: Sequence[Any], max_bytes: int) -> bytes | None:
     None if there is something else in one of them, if two of them refer to the same object that could be changed, or if
     that is more than so many bytes.
     """
-    if not _share_nothing(values):
-        return None
     pickler = FlatPickler(max_bytes)
     try:
+        if not _share_nothing(values, max_bytes):
+            return None
         pickler.dump(values)
-    except (_NotFlat, _TooLarge, RecursionError, MemoryError):
+    except Exception:  # noqa: BLE001 - whoever pickles them one by one finds the same, and says so
         return None
     return b"".join(as_written(pickler.pieces))
 
 
-def _share_nothing(values: Sequence[Any]) -> bool:
-    """Whether no two of them refer to the same object that could be changed."""
-    level: Sequence[Any] = values
-    found: set[int] = set()
-    n_found = 0
+def _share_nothing(values: Sequence[Any], max_objects: int) -> bool:
+    """Whether nothing that could be changed is in two of them, or in two places of one.
+
+    False also if there are more objects in them than that, or they are nested deeper than most.
+    """
+    level, seen, n_objects = values, set[int](), 0
+    common: dict[int, Any] = {}
     for _ in range(_MAX_DEPTH):
-        try:
-            kinds = set(map(type, level))
-        except TypeError:
-            return False  # there are classes that have no hash
-        if not kinds.isdisjoint(ATOMS):
-            level = [each for each in level if type(each) not in ATOMS]
-            kinds -= ATOMS
-        if not kinds:
-            return True
-        if not all(map(may_be_flat, kinds)):
+        level = _but_atoms(level)
+        if not level:
+            return _are_immutable(tuple(common.values()))
+        if not all(map(may_be_flat, set(map(type, level)))):
             return False
-        # Two arrays may share memory: their pickles have what each of them shows.
-        changeable = level if kinds.isdisjoint(_IMMUTABLE) else [each for each in level if type(each) not in _IMMUTABLE]
-        found.update(map(id, changeable))
-        n_found += len(changeable)
-        if len(found) < n_found:
+        ids = set(map(id, level))
+        if len(ids) < len(level) or not ids.isdisjoint(seen):
+            fresh: dict[int, Any] = {}
+            for each in level:
+                (common if id(each) in seen or id(each) in fresh else fresh)[id(each)] = each
+            level, ids = list(fresh.values()), set(fresh)
+        seen |= ids
+        # Whoever has many large ones need not have them all listed.
+        n_objects += sum(len(each) for each in level if type(each) in CONTAINERS)
+        if n_objects > max_objects:
             return False
         level = gc.get_referents(*level)
     return False
+
+
+def _are_immutable(values: Sequence[Any]) -> bool:
+    """Whether these, of which ``may_be_flat`` is true, and all in them cannot be changed."""
+    seen: set[int] = set()
+    while left := _but_atoms(values):
+        if any(type(each) in _CHANGEABLE or type(each).__name__ == "ndarray" for each in left):
+            return False
+        fresh = {id(each): each for each in left if id(each) not in seen}
+        seen.update(fresh)
+        values = gc.get_referents(*fresh.values())
+    return True
+
+
+def _but_atoms(values: Sequence[Any]) -> Sequence[Any]:
+    return values if ATOMS.isdisjoint(map(type, values)) else [each for each in values if type(each) not in ATOMS]
 
 
 def as_written(pieces: list[Any]) -> list[Any]:

@@ -246,8 +246,8 @@ class _Main:
             if path is not None:
                 return self.refer(path)
             return definitions.make_cached, (obj.__wrapped__, obj.cache_parameters())
-        if kind.__module__ in ("functools", "weakref"):
-            return definitions.reduce_standard(obj, kind)
+        if kind.__name__ == "cached_property" and kind.__module__ == "functools":
+            return definitions.reduce_property(obj)
         if kind.__module__ in ("__main__", "typing") and (found := definitions.name_in_main(obj, kind)) is not None:
             name, made = found
             return self.refer(name) if name and self.is_global(name, obj) else made

@@ -115,6 +115,24 @@ def change_and_fail_first(record: dict[str, Any]) -> list[str]:
     return seen
 
 
+class Living:
+    """Counts how many of them there are."""
+
+    n = 0
+
+    def __init__(self) -> None:
+        Living.n += 1
+
+    def __del__(self) -> None:
+        Living.n -= 1
+
+
+def n_living(record: dict[str, Any]) -> int:
+    """Put a ``Living`` into the argument; how many there are then."""
+    record["living"] = Living()
+    return Living.n
+
+
 class Tally:
     """Counts, and remembers what."""
 

@@ -15,6 +15,7 @@ import pytest
 from cloud.errors import CloudException, JobFailed, SerializationError
 from tests import sample_functions as sample
 from tests.contract import jobs
+from tests.contract.conftest import CHILDREN_ONLY
 from tests.contract.jobs import CountsLoads, FailsToDump, Gate, NotesDumps, Point, eventually, notes
 
 
@@ -187,6 +188,12 @@ def test_jobs_that_change_their_items_are_given_them_anew(api: ModuleType, one_s
         [number, {"a": number}] for number in range(1000)
     ]
     assert rows[3] == [3]
+
+
+@CHILDREN_ONLY
+def test_what_jobs_put_into_their_items_is_let_go(api: ModuleType, one_slot: None) -> None:
+    found = api.result(api.map(jobs.n_living, [{"number": number} for number in range(100)]))
+    assert max(found) <= 2
 
 
 def test_one_failure_costs_only_its_own_job(api: ModuleType) -> None:

@@ -301,6 +301,31 @@ def test_records_and_arrays_are_pickled_together_and_what_is_not_flat_or_large_i
     assert Own.asked == 0
 
 
+def test_what_is_immutable_may_be_in_many_and_is_looked_at_once() -> None:
+    row = tuple(range(500))
+    for _ in range(4):
+        row = (row,) * 500
+    scalar = np.float64(0.5)
+    values = [{"cube": row, "scale": scalar, "number": number} for number in range(3)]
+    found = pickle_together(values, 1 << 18)
+    assert found is not None
+    assert pickle.loads(found)[2]["number"] == 2
+    with_list = (1, ([],))
+    assert pickle_together([[with_list], [with_list]], 1 << 18) is None
+    assert pickle_together([[with_list], [(1, ([],))]], 1 << 18) is not None
+    array = np.arange(3)
+    assert pickle_together([[array], (array,)], 1 << 18) is None
+
+
+def test_one_that_changes_meanwhile_is_left_to_others() -> None:
+    class Changing(dict):  # type: ignore[type-arg]
+        pass
+
+    assert pickle_together([Changing()], 1000) is None
+    weird = type("Weird", (type,), {"__hash__": lambda cls: 1 // 0})("Weird", (), {})
+    assert pickle_together([[weird()]], 1000) is None
+
+
 def test_nothing_is_shared_between_many() -> None:
     inner = [1]
     one, other = (pickle.loads(each) for each in pickle_each([[inner], [inner]]))

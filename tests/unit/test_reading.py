@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloud.engine.reading import reads_ahead
+from cloud.engine.reading import ReadAhead, reads_ahead
 from cloud.engine.store.base import Batch
 from cloud.jobs import DEFAULT_OPTIONS
 from cloud.serialization.functions import FunctionCache
@@ -26,49 +26,63 @@ def map_of(n: int) -> Batch:
     return batch
 
 
+def read_all(reader: ReadAhead | None) -> None:
+    assert reader is not None
+    while reader.has_news:
+        reader.read_one()
+
+
 @pytest.mark.parametrize("step", [1, 3, 100])
 def test_each_is_read_once_in_whatever_order_they_come(step: int) -> None:
     batch, found = map_of(100_000), Found()
-    read_one = reads_ahead([(batch, 0, 100_000)], found)
-    assert read_one is not None
-    assert not read_one()
+    reader = reads_ahead([(batch, 0, 100_000)], found)
+    assert reader is not None
+    assert not reader.has_news
     starts = [1000 * (7 * at % 100) for at in range(100)]
     for at in range(0, 100, step):
         for start in starts[at : at + step]:
             batch.add_segment(start, 1000, str(start).encode())
-        while read_one():
-            pass
+        read_all(reader)
         assert sorted(found.outcomes) == sorted((start, str(start).encode()) for start in starts[: at + step])
-    assert not read_one()
 
 
 def test_one_is_read_at_a_time() -> None:
     batch, found = map_of(100_000), Found()
-    read_one = reads_ahead([(batch, 0, 100_000)], found)
-    assert read_one is not None
-    batch.add_segment(0, 1000, b"")
-    batch.add_segment(1000, 1000, b"")
-    assert [(read_one(), len(found.outcomes)) for _ in range(3)] == [(True, 1), (True, 2), (False, 2)]
+    reader = reads_ahead([(batch, 0, 100_000)], found)
+    assert reader is not None
+    batch.add_segment(0, 1000, b"first")
+    batch.add_segment(1000, 1000, b"second")
+    for n in (1, 2):
+        assert reader.has_news
+        reader.read_one()
+        assert len(found.outcomes) == n
+    reader.read_one()
+    assert not reader.has_news
+    assert len(found.outcomes) == 2
 
 
 def test_of_a_part_of_a_map_what_lies_in_it_is_read() -> None:
     batch, found = map_of(100_000), Found()
-    read_one = reads_ahead([(batch, 1500, 6500)], found)
-    assert read_one is not None
     for start in range(0, 10_000, 1000):
-        batch.add_segment(start, 1000, b"")
-    while read_one():
-        pass
+        batch.add_segment(start, 1000, b"outcome")
+    read_all(reads_ahead([(batch, 1500, 6500)], found))
     assert [at for at, _ in found.outcomes] == [500, 1500, 2500, 3500]
+
+
+def test_outcomes_of_deleted_jobs_are_left() -> None:
+    batch, found = map_of(100_000), Found()
+    for start in (0, 1000, 2000):
+        batch.add_segment(start, 1000, b"outcome")
+    batch.drop_outcomes(0, 2000)
+    read_all(reads_ahead([(batch, 0, 100_000)], found))
+    assert found.outcomes == [(2000, b"outcome")]
 
 
 def test_what_few_items_share_is_left_and_so_are_short_maps_and_several() -> None:
     batch, found = map_of(100_000), Found()
-    read_one = reads_ahead([(batch, 0, 100_000)], found)
-    assert read_one is not None
     for start in range(10_000):
-        batch.add_segment(start, 1, b"")
-    assert not read_one()
+        batch.add_segment(start, 1, b"outcome")
+    read_all(reads_ahead([(batch, 0, 100_000)], found))
     assert found.outcomes == []
     assert reads_ahead([(batch, 0, 100)], found) is None
     assert reads_ahead([(batch, 0, 50_000), (batch, 50_000, 100_000)], found) is None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cloud.engine.clock import RealClock
+from cloud.engine.reading import ReadAhead
 from cloud.engine.waiting import Waiting, _Follower
 from cloud.errors import BackendClosed
 from tests.unit.fake_executor import ByHand
@@ -187,24 +188,51 @@ def test_nobody_is_patient_while_another_waits(house: House) -> None:
     assert house.toy.patience == [True, False, True]
 
 
-def test_a_leader_does_other_things_between_its_looks_and_sleeps_when_there_are_none(house: House) -> None:
-    todo = list("abcd")
-    house.toy.post(lambda: None)
+class Reader(ReadAhead):
+    """Has something to read as long as a test says so, and says who reads."""
 
-    def meanwhile() -> bool:
-        todo.pop()
-        return bool(todo)
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.todo: list[str] = []
+        self.lead_was_taken: list[bool] = []
 
-    assert house.waiting.drive(lambda: not todo, time.monotonic() + SOON_S, meanwhile=meanwhile)
-    assert len(house.toy.led_by) == 4
-    asleep = threading.Event()
-    leader = house.start(
-        "e", wait=lambda: house.waiting.drive(lambda: "e" in house.done, None, meanwhile=lambda: asleep.set() or False)
-    )
-    house.toy.post(lambda: None)
-    assert asleep.wait(SOON_S)
-    until(lambda: len(house.toy.led_by) == 6 and house.toy.n_polling == 1)
-    house.finish("e")
+    @property
+    def has_news(self) -> bool:
+        return bool(self.todo)
+
+    def read_one(self) -> None:
+        if self.todo:
+            self.lead_was_taken.append(self.house.waiting._lead_lock.locked())
+            self.todo.pop()
+
+
+def test_who_leads_reads_ahead_between_two_looks_and_does_not_lead_then(house: House) -> None:
+    reader = Reader(house)
+    leader = house.start("all", wait=lambda: house.waiting.drive(lambda: "all" in house.done, None, ahead=reader))
+    until(lambda: house.toy.n_polling == 1)
+    for n in (1, 2, 3):
+        house.toy.post(lambda: reader.todo.extend("ab"))
+        until(lambda n=n: len(reader.lead_was_taken) == 2 * n and house.toy.n_polling == 1)
+    house.finish("all")
+    assert leader.result(SOON_S)
+    assert not any(reader.lead_was_taken)
+
+
+def test_one_that_reads_ahead_may_wait_for_another(house: House) -> None:
+    reader = Reader(house)
+    inner: list[bool] = []
+
+    def read_one() -> None:
+        if reader.todo:
+            reader.todo.clear()
+            house.finish("inner")
+            inner.append(house.drive("inner", SOON_S))
+
+    reader.read_one = read_one  # type: ignore[method-assign]
+    house.toy.post(lambda: reader.todo.append("a"))
+    leader = house.start("all", wait=lambda: house.waiting.drive(lambda: "all" in house.done, None, ahead=reader))
+    until(lambda: inner == [True])
+    house.finish("all")
     assert leader.result(SOON_S)
 
 

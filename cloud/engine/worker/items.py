@@ -53,15 +53,20 @@ def caller(
     def call_loaded(item: bytes) -> Any:
         plain = item[0] == PICKLE and REFERENCE not in item  # as loads finds it, without a call for each
         args, kwargs = loads_plain(item) if plain else pickling.loads(item, namespace)
-        value = function(*args, **kwargs) if kept else function()(*args, **kwargs)
+        called = function() if kind == ch.ANEW_CHUNK else function
+        return called(*args, **kwargs)
+
+    call = call_loaded if kind in ch.SEPARATE else call_spread if kind in ch.SPREAD else function
+    if kind in (ch.ATOMS_CHUNK, ch.TUPLES_CHUNK):
+        return call
+
+    def call_and_look(item: Any) -> Any:
+        value = call(item)
         if sys.path != path:
             dirty[0] = True  # the next call may be somebody else's
         return value
 
-    kept = kind != ch.ANEW_CHUNK
-    if kind in ch.SEPARATE:
-        return call_loaded
-    return call_spread if kind in ch.SPREAD else function
+    return call_and_look
 
 
 class ItemRecord:

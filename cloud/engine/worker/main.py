@@ -24,7 +24,7 @@ from cloud.engine.worker.link import Link, LinkClosed
 from cloud.engine.worker.many import SMALL_S, Many
 from cloud.engine.worker.outbox import Outbox
 from cloud.engine.worker.pooled import Inherited, Initialization, become_process, leave, use_tracker
-from cloud.engine.worker.received import Received
+from cloud.engine.worker.received import Received, each_once
 from cloud.engine.worker.run import Call, run_call
 from cloud.engine.worker.surroundings import Surroundings
 from cloud.errors import KilledException
@@ -263,6 +263,7 @@ class Worker:
         try:
             function = self._function(token, context, extras, keep=kind != ch.ANEW_CHUNK)
             part = items[first : first + n]
+            part = each_once(part) if kind in ch.UNSHARED else part
         except BaseException:  # noqa: BLE001 - each item reports it as its own
             self._one_by_one(position, jid, token, context, extras, flags, kind, items, first, n)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from cloud.engine import channel as ch
 from cloud.engine.worker.capture import Capture
@@ -69,7 +69,7 @@ class Many:
         self._last: float | None = None  #: while a value is pickled: when the item before it ended
 
     def run_items(
-        self, function: Callable[..., Any], kind: int, items: Sequence[Any], position: int, flags: int
+        self, function: Callable[..., Any], kind: int, items: Iterable[Any], position: int, flags: int
     ) -> None:
         """Run consecutive items of a chunk of that kind.
 

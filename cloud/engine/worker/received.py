@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 
 from cloud.engine import channel as ch
 from cloud.serialization import pickling
@@ -38,9 +39,15 @@ class Unshared:
             self._items = items = pickling.loads_list(self._content)
             self._given = bytearray(len(items))
         part = items[which]
+        self._given[which] = b"\x01" * len(part)  # first: a signal handler may raise between the two
         items[which] = [None] * len(part)
-        self._given[which] = b"\x01" * len(part)
         return part
+
+
+def each_once(items: list[Any]) -> Iterator[Any]:
+    """Them in order; none is kept, with what its job may have put into it, while the next ones run."""
+    items.reverse()
+    return map(list.pop, repeat(items, len(items)))
 
 
 class Received:
@@ -167,4 +174,4 @@ class Received:
         self._last_large = None
 
 
-__all__ = ["Received", "Unshared"]
+__all__ = ["Received", "Unshared", "each_once"]
