@@ -13,6 +13,7 @@ import pytest
 
 from cloud.errors import CloudTimeoutError, JobKilled, KilledException
 from tests import sample_functions as sample
+from tests.contract import jobs
 from tests.contract.conftest import PROCESSES_ONLY
 from tests.contract.jobs import Gate, NotesDumps, eventually, note, notes
 
@@ -46,6 +47,49 @@ def test_finally_blocks_run_and_the_text_tells_where(api: ModuleType, gate: Gate
     assert found["exception"] == caught.value.parameter
     assert found["runtime"] > 0
     assert found["pid"] > 0
+
+
+@pytest.mark.parametrize("items", ["numbers", "records", "objects", "pairs", "pairs of records", "calls of a method"])
+def test_it_is_raised_in_whatever_was_sent_together(
+    api: ModuleType, one_slot: None, gate: Gate, tmp_path: Path, items: str
+) -> None:
+    log, n = str(tmp_path / "log"), 40
+
+    def hold_one(item: object, *_: object) -> None:
+        if item == 20 or item == {"number": 20} or (isinstance(item, jobs.Tally) and item.total == 20):
+            gate.hold_then_note(log)
+
+    held = [gate]
+
+    class Holder:
+        def look(self, item: object) -> None:
+            held.append(self)
+            hold_one(item)
+
+    def tally(total: int) -> jobs.Tally:
+        made = jobs.Tally()
+        made.total = total
+        return made
+
+    records = [{"number": number} for number in range(n)]
+    if items == "calls of a method":
+        api.result(api.call(abs, 1))
+        look = Holder().look
+        jids = [api.call(look, number) for number in range(n)]
+    else:
+        iterables = {
+            "numbers": [range(n)],
+            "records": [records],
+            "objects": [[tally(number) for number in range(n)]],
+            "pairs": [range(n), range(n)],
+            "pairs of records": [records, [[] for _ in range(n)]],
+        }[items]
+        jids = list(api.map(hold_one, *iterables))
+    gate.await_begun()
+    api.kill(jids[20])
+    assert notes(log) == ["KilledException"]
+    api.join(jids, ignore_errors=True)
+    assert [index for index, status in enumerate(api.status(jids)) if status != "done"] == [20]
 
 
 def test_what_has_not_begun_is_just_marked(api: ModuleType, one_slot: None, gate: Gate, tmp_path: Path) -> None:

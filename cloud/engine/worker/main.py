@@ -269,9 +269,10 @@ class Worker:
             return
         if kind == ch.ANEW_CHUNK:
 
-            def function() -> Callable[..., Any]:
+            def load() -> Callable[..., Any]:
                 return self._received.function(token, keep=False)
 
+            function = load
         self._many.run_items(function, kind, part, position, flags)
         self._received.give_back()
 
@@ -377,7 +378,7 @@ def _inside_job(frame: FrameType | None) -> bool:
 
 # Of the user's functions; and pickle_value, as a __reduce__ of the user's may run for long, too.
 _CALLERS: Final = frozenset(
-    {"run_call", "run_items", "call_spread", "call_loaded", "pickle_value", "_profiled", "load"}
+    {"run_call", "run_items", "call_spread", "call_loaded", "call_and_look", "pickle_value", "_profiled", "load"}
 )
 _OWN_FILES: Final = frozenset(
     {
