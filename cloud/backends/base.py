@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cloud.datalogs import DataLog
+    from cloud.engine.reading import Read
 
 Segment = tuple[int, int, int, bytes]
 """(first index in the outcome, number wanted, number it holds, packed outcome); an outcome may hold a run of items."""
@@ -95,18 +96,12 @@ class Backend(ABC):
         """Block until all are final, one has failed (``stop_on_error``: None) or the time is up: jids not final."""
 
     def wait_outcomes(
-        self,
-        jids: Jids,
-        timeout_s: float | None,
-        *,
-        stop_on_error: bool,
-        read: Callable[[int, bytes], None] | None = None,
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, read: Read | None = None
     ) -> tuple[list[int] | None, list[Segment] | None]:
         """As ``wait``; and what ``outcomes`` would say, where that came with it. Else None: ask for it.
 
         Args:
-            read: May be called, by this thread, while others still run: with the index of the first of many jobs that
-                share an outcome, and that.
+            read: May be called, by this thread, while others still run.
         """
         return self.wait(jids, timeout_s, stop_on_error=stop_on_error), None
 

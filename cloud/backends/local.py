@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cloud.engine.reading import Read
     from cloud.environment import Environment
 
 
@@ -134,12 +135,7 @@ class LocalBackend(Backend):
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error)
 
     def wait_outcomes(
-        self,
-        jids: Jids,
-        timeout_s: float | None,
-        *,
-        stop_on_error: bool,
-        read: Callable[[int, bytes], None] | None = None,
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, read: Read | None = None
     ) -> tuple[list[int] | None, list[Segment] | None]:
         return self.engine.wait(jids, timeout_s, stop_on_error=stop_on_error, read=read), None
 

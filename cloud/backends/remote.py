@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from cloud.engine.reading import Read
+
 _BACKGROUND_S: Final = 30.0
 _LENGTH_BYTES: Final = 4
 _MAX_JID: Final = 1 << 63
@@ -88,12 +90,7 @@ class RemoteBackend(Backend):
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error)[0]
 
     def wait_outcomes(
-        self,
-        jids: Jids,
-        timeout_s: float | None,
-        *,
-        stop_on_error: bool,
-        read: Callable[[int, bytes], None] | None = None,
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool, read: Read | None = None
     ) -> tuple[list[int] | None, list[Segment] | None]:
         return self._wait(jids, timeout_s, stop_on_error=stop_on_error, outcomes=True)
 

@@ -27,9 +27,9 @@ _MAX_UNSHARED_BYTES: Final = 1 << 18
 _AT_ONCE: Final = 256
 _MAX_RANGE: Final = 1 << 20
 _QUICK_S: Final = 0.002
+_TUPLE: Final[frozenset[type]] = frozenset({tuple})
 _MAX_ATOM_BYTES: Final = 1 << 12
 _NO_KEYWORDS: Final[dict[str, Any]] = {}
-_TUPLE: Final[frozenset[type]] = frozenset({tuple})
 _VARARGS: Final = 4
 _VARKEYWORDS: Final = 8
 
@@ -107,10 +107,9 @@ def pickle_call(
 
 
 def _are_small_atoms(values: Iterable[Any]) -> bool:
-    atoms = ATOMS
     for value in values:  # most often one: a loop takes less than builtins that are to be called
         kind = type(value)
-        if kind not in atoms or ((kind is str or kind is bytes) and len(value) >= SHARE_BYTES):
+        if kind not in ATOMS or ((kind is str or kind is bytes) and len(value) >= SHARE_BYTES):
             return False
     return True
 
@@ -214,12 +213,12 @@ def pack_items(
         return
     items: Any = block
     flat: Iterable[Any] = chain.from_iterable(items) if tuples else items
-    if not limit and are_of(ATOMS, flat):
-        yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
-    elif not (limit or tuples) and _are_flat_tuples(items):
-        yield ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
-    elif limit:
+    if limit:
         yield from _separate(block, namespace, tuples=tuples, plain=plain, limit=limit)
+    elif are_of(ATOMS, flat):
+        yield ch.TUPLES_CHUNK if tuples else ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
+    elif not tuples and _are_flat_tuples(items):
+        yield ch.ATOMS_CHUNK, len(block), pickling.dumps_list(items)
     else:
         yield from _together(block, namespace, tuples=tuples, plain=plain)
 

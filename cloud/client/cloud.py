@@ -318,9 +318,10 @@ class Cloud:
         ignore_errors: bool,
         progress: bool,
         *,
+        outcomes: bool = False,
         ahead: Ahead | None = None,
     ) -> list[Segment] | None:
-        """Wait, and raise as ``join``; the outcomes, if they are wanted (``ahead``), and came with the wait."""
+        """Wait, and raise as ``join``; the outcomes if they are wanted and came with the wait."""
         backend = self._backend or self._open()
         timeout_s = _timeout(timeout)
         segments: list[Segment] | None = None
@@ -334,9 +335,9 @@ class Cloud:
                 timeout_s,
                 f"{self._name}.{verb}",
             )
-        elif ahead is not None:
+        elif outcomes:
             # Whoever looks again and again, with a short timeout, would have the same read each time.
-            read = ahead.read if timeout_s is None else None
+            read = ahead.read if ahead is not None and timeout_s is None else None
             unfinished, segments = backend.wait_outcomes(jids, timeout_s, stop_on_error=not ignore_errors, read=read)
         else:
             unfinished = backend.wait(jids, timeout_s, stop_on_error=not ignore_errors)
@@ -377,8 +378,8 @@ class Cloud:
 
         ids = self._ids(jids, "cloud.result")
         backend = self._backend or self._open()
-        ahead = Ahead()
-        segments = self._join("result", ids, timeout, ignore_errors, progress, ahead=ahead)
+        ahead = Ahead() if len(ids) > 1 else None
+        segments = self._join("result", ids, timeout, ignore_errors, progress, outcomes=True, ahead=ahead)
         if segments is None:
             segments = backend.outcomes(ids)
         values, failures = decode(ids, segments, backend.namespace, ahead)

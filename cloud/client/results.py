@@ -92,9 +92,13 @@ def decode(
             tag, content = unpack_value(raw) or _find_value(raw)
             if type(raw) is SharedBytes:
                 content = attach(content, raw.segment)
-            values += (content,) if tag == VALUE else _unpacked(raw, content, skip, n, length)
-            if tag != PACKED:
-                later += range(at, at + n)
+            if tag == VALUE:
+                later.append(at)
+                values.append(content)
+            else:
+                if tag == PICKLED:
+                    later += range(at, at + n)
+                values += _unpacked(raw, content, skip, n, length)
         else:
             for index in range(at, at + n):
                 failures[index] = failure(jids[index], Outcome(raw), namespace)
@@ -108,7 +112,7 @@ def decode(
             values[index] = loads_plain(each) if plain else pickling.loads(each, namespace)
         except Exception as exc:  # noqa: BLE001 - rebuilding runs the user's code
             values[index] = failures[index] = _unreadable(jids[index], exc)
-    return values, [failures[index] for index in sorted(failures)]
+    return values, [failures[index] for index in sorted(failures)] if failures else []
 
 
 def shared_values(segment: Segment) -> list[Any] | None:

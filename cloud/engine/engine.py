@@ -54,6 +54,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from cloud.engine.reading import Read
     from cloud.environment import Environment
 
 _MAX_LOSSES: Final = 3
@@ -530,12 +531,7 @@ class Engine(Source):
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     def wait(
-        self,
-        jids: Jids,
-        timeout_s: float | None,
-        *,
-        stop_on_error: bool = False,
-        read: Callable[[int, bytes], None] | None = None,
+        self, jids: Jids, timeout_s: float | None, *, stop_on_error: bool = False, read: Read | None = None
     ) -> list[int] | None:
         """Block until all jobs are final, or the timeout, or (with ``stop_on_error``) until one has failed.
 

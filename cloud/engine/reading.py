@@ -10,9 +10,10 @@ from cloud.serialization.shared import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, TypeAlias
 
-    Read = Callable[[int, bytes], None]
+    Read: TypeAlias = Callable[[int, bytes], None]
+    """Takes the index of the first of many jobs that share an outcome, and that."""
 
 _LONG: Final = 4096
 _MANY: Final = 256
@@ -27,8 +28,7 @@ class ReadAhead:
 
     Args:
         batch, start, stop: The jobs.
-        read: Called with each outcome that many of them share, and which of them is its first: in no order, and perhaps
-            not with all.
+        read: Called with outcomes in no order, and perhaps not with all.
     """
 
     def __init__(self, batch: Batch, start: int, stop: int, read: Read) -> None:

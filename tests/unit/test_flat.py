@@ -317,7 +317,7 @@ def test_what_is_immutable_may_be_in_many_and_is_looked_at_once() -> None:
     assert pickle_together([[array], (array,)], 1 << 18) is None
 
 
-def test_one_that_changes_meanwhile_is_left_to_others() -> None:
+def test_what_is_not_builtin_or_cannot_be_told_is_not_pickled_together() -> None:
     class Changing(dict):  # type: ignore[type-arg]
         pass
 
