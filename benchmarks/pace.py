@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ SHORT = Effort(seconds=0.2, patience_s=3.0, full=False)
 FULL = Effort(seconds=1.5, patience_s=10.0, full=True)
 
 
+_MAX_RUNS = 7
+
+
 def expect(right: Any, what: str = "a wrong result") -> None:
     """Refuse the measurement unless the results are right."""
     if not right:
@@ -53,7 +57,8 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 def as_many_as_fit(run: Callable[[int], float], n: int, effort: Effort) -> tuple[float, int]:
     """Run ``n`` jobs, or so many of them as fit the time.
 
-    A few come first, to start the workers; then some more, which tell how many fit.
+    A few come first, to start the workers; then some more, which tell how many fit. Who is quick runs all of them again
+    while there is time: of runs that take 20 ms, one may well meet somebody else on the processor.
 
     Args:
         run: Runs so many jobs, checks what they return, and gives the seconds they took.
@@ -61,7 +66,7 @@ def as_many_as_fit(run: Callable[[int], float], n: int, effort: Effort) -> tuple
         effort: The time.
 
     Returns:
-        (seconds for one job, how many were run).
+        (seconds for one job, the median of the runs; how many jobs each was).
     """
     run(min(n, 4))
     count = max(1, n // 200)
@@ -69,8 +74,13 @@ def as_many_as_fit(run: Callable[[int], float], n: int, effort: Effort) -> tuple
         seconds = max(run(count), 1e-9)
         fit = min(n, int(effort.seconds * count / seconds))
         if fit < 2 * count:
-            return seconds / count, count
+            break
         count = fit
+    times = [seconds]
+    while len(times) < _MAX_RUNS and sum(times) + seconds <= effort.seconds:
+        seconds = run(count)
+        times.append(seconds)
+    return statistics.median(times) / count, count
 
 
 def percentile(values: list[float], percent: float) -> float:
