@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import cloud
 from tests import sample_functions as sample
 from tests.contract.conftest import CHILDREN_ONLY, EMBEDDED_ONLY, PROCESSES_ONLY
-from tests.contract.jobs import Gate, note, notes
+from tests.contract.jobs import Gate, eventually, note, notes
 
 
 def look() -> tuple[str, str | None, bool]:
@@ -215,6 +216,22 @@ def test_libraries_get_their_share_of_the_cores(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert api.result(api.map(sample.getenv, names)) == ["7", share, share]
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def _waits_as_batch(pid: int) -> bool:
+    return os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
+@PROCESSES_ONLY
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+def test_a_worker_that_waits_does_not_push_aside_who_wakes_it_and_jobs_are_scheduled_as_ever(api: ModuleType) -> None:
+    def policy() -> tuple[int, int]:
+        return os.getpid(), os.sched_getscheduler(0)
+
+    for jid in (api.call(policy), *api.map(lambda _: policy(), range(3))):
+        pid, seen = api.result(jid)
+        assert seen == os.sched_getscheduler(0) == os.SCHED_OTHER
+        eventually(partial(_waits_as_batch, pid))
 
 
 @PROCESSES_ONLY

@@ -54,6 +54,13 @@ WITHOUT = {
     """,
     "affinity": "import os; del os.sched_getaffinity, os.sched_setaffinity",
     "pidfd": "import os; del os.pidfd_open",
+    "scheduling": "import os; del os.SCHED_BATCH, os.sched_setscheduler, os.sched_getscheduler, os.sched_param",
+    "leave to schedule": """
+        import os
+        def refused(*args):
+            raise PermissionError(1, "Operation not permitted")
+        os.sched_setscheduler = refused
+    """,
     "many cores": "import os; os.cpu_count = lambda: 1; os.sched_getaffinity = lambda pid: {0}",
     "load average": "import os; os.getloadavg = None",
 }
