@@ -148,9 +148,17 @@ def test_who_has_little_gets_more_in_time(house: House) -> None:
     seldom = house.plan(may_be_patient=True, has_queued=True)
     house.workers[1].left_s = 0.02
     assert house.plan(may_be_patient=True, has_queued=True) == pytest.approx(0.012)
-    assert house.plan(may_be_patient=True, has_queued=False) == seldom
+    assert seldom is not None and seldom > 0.1
     house.workers[1].left_s = 0.0
     assert house.plan(may_be_patient=True, has_queued=True) == house.plan(may_be_patient=False)
+
+
+def test_what_comes_of_the_last_items_is_read_while_they_run(house: House) -> None:
+    seldom = house.plan(may_be_patient=True)
+    house.workers[1].left_s = 0.02
+    assert house.plan(may_be_patient=True) == pytest.approx(0.012)
+    house.workers[1].left_s = 0.002  # it would not be worth it
+    assert house.plan(may_be_patient=True) == seldom
 
 
 def test_a_look_takes_what_was_left_and_pokes_those_that_hold_for_too_long(house: House) -> None:

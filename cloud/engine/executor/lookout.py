@@ -25,6 +25,7 @@ _STALL_PART: Final = 4
 
 _LOOK_S: Final = 0.006
 _LOOK_PATIENTLY_S: Final = 0.200
+_LOOK_LAST_S: Final = 0.003
 _AHEAD_PATIENTLY_S: Final = 2 * _LOOK_PATIENTLY_S
 _LOOK_AGAIN: Final = 0.6
 """After so much of what a worker has: none is to run dry before, should it take less than was thought."""
@@ -119,8 +120,11 @@ class Lookout:
             return limit_s
         if not self.patient:
             return _LOOK_S
-        # Who has little must get more in good time.
-        return max(_LOOK_S, min(_LOOK_PATIENTLY_S, _LOOK_AGAIN * least_s)) if has_queued else _LOOK_PATIENTLY_S
+        again_s = min(_LOOK_PATIENTLY_S, _LOOK_AGAIN * least_s)
+        if has_queued:
+            return max(_LOOK_S, again_s)  # who has little must get more in good time
+        # Nobody need be given more; but not all outcomes are to be read after the last, when no worker works any more.
+        return again_s if again_s >= _LOOK_LAST_S else _LOOK_PATIENTLY_S
 
     def is_far_ahead_of(self, priority: int) -> bool:
         """True when workers were sent much, as somebody was patient, that is to start after a job of that priority."""
