@@ -23,6 +23,7 @@ class CallbackThread:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._stopped = False
         self._lock = threading.Lock()
 
     def put(self, action: Callable[[], None]) -> None:
@@ -31,8 +32,12 @@ class CallbackThread:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="cloud-pool-callbacks", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="cloud-pool-callbacks", daemon=True)
+                    if self._stopped:
+                        self._queue.put(None)  # a report that came late: nobody stops this thread any more
+                    else:
+                        self._thread = thread
+                    thread.start()
 
     def is_current(self) -> bool:
         """True in a callback."""
@@ -48,7 +53,7 @@ class CallbackThread:
     def stop(self) -> None:
         """End the thread after what is queued. Bounded: a callback that never returns is left behind."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread, self._thread, self._stopped = self._thread, None, True
         if thread is not None:
             self._queue.put(None)
             if thread is not threading.current_thread():
